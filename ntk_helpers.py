@@ -1,0 +1,683 @@
+"""The helper module of the neural tangent kernel course, in the order of the notebooks.
+
+Each function is built by hand in the notebook that teaches it and called from here ever after.
+Notation: inputs N, outputs O, parameters P, width n, the Jacobian J (N·O × P), and
+Θ(x, x′) = ⟨∇θ f(x; θ), ∇θ f(x′; θ)⟩, the neural tangent kernel (NTK; Jacot et al. 2018, arXiv:1806.07572).
+"""
+
+import base64
+import html
+import inspect
+import io
+import math
+from contextlib import contextmanager
+from numbers import Real
+from typing import NamedTuple
+
+import ipywidgets as widgets
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torch.nn.functional as F
+from cycler import cycler
+from IPython.display import display
+from joblib import Parallel, delayed
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from PIL import Image
+from torch import nn
+from torch.func import functional_call, jacrev, jvp, vjp, vmap
+from tqdm.auto import tqdm
+
+__all__ = ["MLP", "get_grads", "compute_ntk", "cosine", "alignment", "spectrum", "Spectrum",
+           "plot_kernel", "set_style", "show", "Explorer", "check"]
+
+
+# 01 · The model ------------------------------------------------------------------------------------------------------
+
+ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "erf": torch.erf, "gelu": F.gelu}
+
+
+class MLP(nn.Module):
+    """Fully connected net (N, input_dim) → (N, output_dim) with `hidden_layers` layers of `hidden_dim` units.
+
+    parametrization
+        "standard": PyTorch's `nn.Linear` with its default initialisation; `weight_std` and `bias_std` keep their defaults.
+        "ntk": z = weight_std / √fan_in · W a + bias_std · b with all entries of W and b from N(0, 1)
+        (Jacot et al. 2018, arXiv:1806.07572, section 2; scales as in Lee et al. 2019, arXiv:1902.06720, eq. 1).
+    activation
+        "relu", "tanh", "erf", "gelu", or a callable applied to each hidden layer.
+
+    The layers are `lin1`, `lin2`, …, so `parameters()` yields weight (fan_out, fan_in), bias (fan_out,), weight, bias, …
+    Raises TypeError for sizes that are not integers, ValueError for values out of range or unknown names.
+    """
+
+    def __init__(self, input_dim, hidden_dim, output_dim=1, *, hidden_layers=1, activation="relu",
+                 parametrization="standard", weight_std=2**0.5, bias_std=0.0):
+        super().__init__()
+        sizes = {"input_dim": input_dim, "hidden_dim": hidden_dim, "output_dim": output_dim,
+                 "hidden_layers": hidden_layers}
+        for name, size in sizes.items():
+            _check_positive_integer(name, size)
+        if not callable(activation) and activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be a callable or one of {list(ACTIVATIONS)}, got {activation!r}")
+        if parametrization not in ("standard", "ntk"):
+            raise ValueError(f'parametrization must be "standard" or "ntk", got {parametrization!r}')
+        for name, std in {"weight_std": weight_std, "bias_std": bias_std}.items():
+            if not isinstance(std, Real) or not 0 <= std < math.inf:
+                raise ValueError(f"{name} must be a finite number, zero or more, got {std!r}")
+        if parametrization == "standard" and (weight_std, bias_std) != (2**0.5, 0.0):
+            raise ValueError('weight_std and bias_std need parametrization="ntk": the standard one has no such scales')
+
+        self.parametrization, self.weight_std, self.bias_std = parametrization, weight_std, bias_std
+        self.activation = activation if callable(activation) else ACTIVATIONS[activation]
+        widths = [input_dim, *[hidden_dim] * hidden_layers, output_dim]
+        for i, (fan_in, fan_out) in enumerate(zip(widths, widths[1:]), start=1):
+            setattr(self, f"lin{i}", nn.Linear(fan_in, fan_out))
+        if parametrization == "ntk":
+            for p in self.parameters():
+                nn.init.normal_(p)
+
+    @property
+    def layers(self):
+        "The layers `lin1`, `lin2`, … in order."
+        return [module for name, module in self.named_children() if name.startswith("lin")]
+
+    def scales(self, layer):
+        "The factors before W a and b in `layer`: (1, 1) in the standard parametrization."
+        if self.parametrization == "standard":
+            return 1.0, 1.0
+        return self.weight_std / layer.weight.shape[1] ** 0.5, self.bias_std
+
+    def preactivation(self, layer, a):
+        "What `layer` makes of its inputs `a` (N, fan_in), before the activation: (N, fan_out)."
+        if self.parametrization == "standard":
+            return layer(a)
+        weight_scale, bias_scale = self.scales(layer)
+        return F.linear(weight_scale * a, layer.weight, bias_scale * layer.bias)
+
+    def forward(self, x):
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = self.activation(self.preactivation(layer, x))
+        return self.preactivation(last, x)
+
+
+def _check_positive_integer(name, value):
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be a positive integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value}")
+
+
+# 02 · Gradients, one per example -------------------------------------------------------------------------------------
+
+
+def get_grads(model, x):
+    """The Jacobian J of the outputs with respect to the trainable parameters: one gradient per example.
+
+    x (N, …) → (N, P) for a model with one output, (N, O, P) for several. The columns follow `model.parameters()`,
+    a shared parameter counts once, and `.grad` is not touched. Refuses what `compute_ntk` refuses, with its errors.
+    """
+    with _undisturbed(model, x) as x:
+        _check(model, x, "x")
+        grads = _jacobian(model, x)
+    return grads.squeeze(1)
+
+
+def _jacobian(model, x):
+    "(N, O, P), by `vmap` where the model allows it and by a loop over examples where it does not (an LSTM, say)."
+    try:
+        blocks = vmap(jacrev(_one_output(model)), (None, 0))(_trainable(model), x)
+    except (RuntimeError, NotImplementedError):
+        return _jacobian_by_loop(model, x)
+    return torch.cat([block.flatten(2) for block in blocks.values()], dim=2)
+
+
+def _jacobian_by_loop(model, x):
+    params = [p for p in model.parameters() if p.requires_grad]
+    rows = []
+    for xi in x:
+        out = model(xi[None])[0]
+        if not out.requires_grad:  # every path to a parameter is detached
+            rows.append(out.new_zeros(len(out), sum(p.numel() for p in params)))
+            continue
+        grads = [torch.autograd.grad(o, params, retain_graph=True, materialize_grads=True) for o in out]
+        rows.append(torch.stack([torch.cat([g.flatten() for g in gs]) for gs in grads]))
+    return torch.stack(rows)
+
+
+def _trainable(model):
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _one_output(model):
+    "f(params, xi) → (O,): the model as a function of its trainable parameters and of one example."
+    return lambda params, xi: functional_call(model, params, (xi[None],))[0]
+
+
+# 03 · The kernel -----------------------------------------------------------------------------------------------------
+
+METHODS = ("auto", "layerwise", "jacobian", "ntk_vector_products", "loop")
+MEMORY_BUDGET = 256e6  # bytes for the Jacobians held at once
+
+
+def compute_ntk(model, x1, x2=None, *, method="auto", chunk_size=None, n_jobs=None, progress=False):
+    """The empirical NTK: Θ[i, j, a, b] = ⟨∇θ f_a(x1[i]), ∇θ f_b(x2[j])⟩ over the trainable parameters θ.
+
+    x1 (N1, …), x2 (N2, …) or None for x2 = x1 → (N1, N2) for a model with one output, (N1, N2, O, O) for several,
+    with the model's dtype, on its device. With x2 = None the result is exactly symmetric. The model is left as it was.
+
+    method
+        "auto": the first of the next two that serves the model.
+        "layerwise": Σ over layers of (D Dᵀ) ∘ (A Aᵀ + 1), from each layer's inputs A and output gradients D, without any
+        per-example weight gradient; for an `MLP`.
+        "jacobian": J Jᵀ. Cost N·O backward passes and N²O²P (Novak et al. 2022, arXiv:2206.08720, section 3.2).
+        "ntk_vector_products": Θ v by one backward and one forward-mode pass per pair and output, without any Jacobian
+        (same paper, section 3.3).
+        "loop": the definition, one pair of gradients at a time. Slow; to learn from and to test against.
+    chunk_size: rows of the kernel computed at a time; None: all in "layerwise" and "loop", else as many as keep the
+        Jacobians within 256 MB.
+    n_jobs: processes that share the rows, through `joblib.Parallel`. None: this process alone.
+    progress: show a bar over the chunks.
+
+    Raises TypeError or ValueError, saying what was expected and what came: a model that is not an `nn.Module`, has no
+    trainable parameter, or gives an output that is not (N, O), or that for one example depends on the others or on chance
+    (call `model.eval()`); inputs that are no tensors, are empty, or have another shape, dtype or device than the model
+    takes; NaN or infinity anywhere; a method that cannot serve the model.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    if chunk_size is not None:
+        _check_positive_integer("chunk_size", chunk_size)
+    if n_jobs is not None and (isinstance(n_jobs, bool) or not isinstance(n_jobs, (int, np.integer)) or n_jobs == 0):
+        raise ValueError(f"n_jobs must be None or an integer other than 0, got {n_jobs!r}")
+
+    with _undisturbed(model, x1, x2) as (x1, x2):
+        outputs = _check(model, x1, "x1")
+        if x2 is not None:
+            _check(model, x2, "x2")
+        if method == "auto":
+            method = "layerwise" if _is_plain_mlp(model) else "jacobian"
+        if method == "layerwise" and not _is_plain_mlp(model):
+            raise ValueError('method="layerwise" serves an MLP of this module with its layers as they were made, '
+                             f'not this {type(model).__name__}; use method="jacobian"')
+        if chunk_size is None:
+            chunk_size = _default_chunk(model, method, outputs, len(x1), n_jobs)
+        rows = _ROWS[method]
+        if len(x1) <= chunk_size:
+            ntk = rows(model, x1, x2, chunk_size)
+        else:
+            chunks = tqdm(x1.split(chunk_size), desc="NTK rows", disable=not progress)
+            other = x1 if x2 is None else x2
+            tiles = Parallel(n_jobs=n_jobs or 1)(delayed(rows)(model, tile, other, chunk_size) for tile in chunks)
+            ntk = torch.cat(tiles)
+        if x2 is None:
+            ntk = (ntk + ntk.permute(1, 0, 3, 2)) / 2
+    return ntk[:, :, 0, 0] if outputs == 1 else ntk
+
+
+def _default_chunk(model, method, outputs, n, n_jobs):
+    chunk = n
+    if method in ("jacobian", "ntk_vector_products"):
+        params = [p for p in model.parameters() if p.requires_grad]
+        bytes_per_row = outputs * sum(p.numel() * p.element_size() for p in params)
+        chunk = max(1, min(n, int(MEMORY_BUDGET / (4 * bytes_per_row))))  # two Jacobians, each copied once
+    if n_jobs is not None:
+        workers = n_jobs if n_jobs > 0 else torch.multiprocessing.cpu_count()
+        chunk = min(chunk, math.ceil(n / workers))
+    return chunk
+
+
+def _rows_layerwise(model, x1, x2, chunk_size):
+    taps1 = _taps(model, x1)
+    taps2 = taps1 if x2 is None else _taps(model, x2)
+    ntk = 0
+    for layer, (a1, d1), (a2, d2) in zip(model.layers, taps1, taps2):
+        weight_scale, bias_scale = model.scales(layer)
+        inputs = weight_scale**2 * a1 @ a2.T * layer.weight.requires_grad + bias_scale**2 * layer.bias.requires_grad
+        ntk = ntk + torch.einsum("iap,jbp->ijab", d1, d2) * inputs[:, :, None, None]
+    return ntk
+
+
+def _taps(model, x):
+    "For each layer of an MLP: its inputs A (N, fan_in) and the gradients D (N, O, fan_out) of f at what it returns."
+    inputs, preactivations = [], []
+    a = x.detach().requires_grad_()  # so that every layer has a gradient, also behind frozen ones
+    for layer in model.layers:
+        inputs.append(a)
+        preactivations.append(model.preactivation(layer, a))
+        a = model.activation(preactivations[-1])
+    out = preactivations[-1]
+    # examples do not mix, so the gradient of the sum over examples holds each one's own
+    grads = [torch.autograd.grad(o.sum(), preactivations, retain_graph=True, materialize_grads=True) for o in out.T]
+    return [(a.detach(), torch.stack(d, dim=1)) for a, d in zip(inputs, zip(*grads))]
+
+
+def _is_plain_mlp(model):
+    "Whether the layer-wise formula holds: each parameter is one layer's weight or bias and enters the graph once."
+    return (type(model) is MLP
+            and all(type(layer) is nn.Linear for layer in model.layers)
+            and len(list(model.parameters())) == 2 * len(model.layers)
+            and not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules()))
+
+
+def _rows_jacobian(model, x1, x2, chunk_size):
+    j1 = _jacobian(model, x1)
+    chunks = [j1] if x2 is None else (_jacobian(model, tile) for tile in x2.split(chunk_size))
+    return torch.cat([torch.einsum("iap,jbp->ijab", j1, j2) for j2 in chunks], dim=1)
+
+
+def _rows_ntk_vector_products(model, x1, x2, chunk_size):
+    params, f = _trainable(model), _one_output(model)
+
+    def pair(xi, xj):
+        out, pullback = vjp(lambda p: f(p, xj), params)  # v ↦ J(xj)ᵀ v
+        push = lambda v: jvp(lambda p: f(p, xi), (params,), pullback(v))[1]  # v ↦ J(xi) J(xj)ᵀ v
+        return vmap(push, out_dims=1)(torch.eye(len(out), dtype=out.dtype, device=out.device))
+
+    x2 = x1 if x2 is None else x2
+    return torch.stack([vmap(lambda xj: pair(xi, xj), chunk_size=chunk_size)(x2) for xi in x1])
+
+
+def _rows_loop(model, x1, x2, chunk_size):
+    j1 = _jacobian_by_loop(model, x1)
+    j2 = j1 if x2 is None else _jacobian_by_loop(model, x2)
+    ntk = j1.new_empty(len(j1), len(j2), j1.shape[1], j2.shape[1])
+    for i in range(len(j1)):
+        for j in range(i if x2 is None else 0, len(j2)):
+            ntk[i, j] = j1[i] @ j2[j].T
+            if x2 is None and j > i:  # Θ(x′, x) = Θ(x, x′)ᵀ halves the work
+                ntk[j, i] = ntk[i, j].T
+    return ntk
+
+
+_ROWS = {"layerwise": _rows_layerwise, "jacobian": _rows_jacobian, "loop": _rows_loop,
+         "ntk_vector_products": _rows_ntk_vector_products}
+
+
+@contextmanager
+def _undisturbed(model, *inputs):
+    "Give detached copies of `inputs` that autograd can use; afterwards the random state and the buffers are as before."
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    tensors = [x for x in inputs if isinstance(x, torch.Tensor)]
+    with torch.inference_mode(False), torch.enable_grad():
+        buffers = [(b, b.clone()) for b in model.buffers()]
+        inputs = [x.detach().clone() if isinstance(x, torch.Tensor) else x for x in inputs]
+        try:
+            with torch.random.fork_rng(devices=[x.device for x in tensors if x.is_cuda][:1]):
+                yield inputs[0] if len(inputs) == 1 else inputs
+        finally:
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+
+
+def _check(model, x, name):
+    "Refuse what has no kernel, or only a wrong one; return the number of outputs O."
+    params = list(model.parameters())
+    if not any(p.requires_grad for p in params):
+        raise ValueError("model has no trainable parameter: the NTK needs at least one with requires_grad=True")
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor of shape (N, …), got {type(x).__name__}")
+    if x.ndim == 0 or x.numel() == 0:
+        raise ValueError(f"{name} must hold at least one example in each row, got shape {tuple(x.shape)}")
+    dtypes, devices = {p.dtype for p in params}, {p.device for p in params}
+    if x.is_floating_point() and x.dtype not in dtypes:
+        raise TypeError(f"{name} must have the model's dtype {_names(dtypes)}, got {x.dtype}")
+    if x.device not in devices:
+        raise ValueError(f"{name} must be on the model's device {_names(devices)}, got {x.device}")
+    if not x.isfinite().all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity in row {_first_bad_row(x)}")
+    for pname, p in model.named_parameters():
+        if not p.isfinite().all():
+            raise ValueError(f"the model's weights must be finite, got NaN or infinity in {pname}")
+    for mname, module in model.named_modules():
+        mixes = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+        if mixes or (isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0):
+            raise ValueError(f"{type(module).__name__} {mname!r} is in training mode: an example's output then depends on "
+                             "the others or on chance; call model.eval() first")
+    with torch.no_grad():
+        out = _forward(model, x, name)
+        if not isinstance(out, torch.Tensor):
+            raise TypeError(f"the model's output must be one tensor of shape (N, O), got {type(out).__name__}")
+        if out.ndim != 2 or len(out) != len(x) or out.shape[1] == 0:
+            raise ValueError(f"the model's output must have shape (N, O) = ({len(x)}, O), got {tuple(out.shape)} "
+                             f"for {name} of shape {tuple(x.shape)}")
+        if not out.isfinite().all():
+            raise ValueError(f"the model's outputs must be finite, got NaN or infinity for row {_first_bad_row(out)} of {name}")
+        again = _forward(model, x[:1] if len(x) > 1 else torch.cat([x, x]), name)[:1]
+        if not (again - out[:1]).abs().max() <= torch.finfo(out.dtype).eps ** 0.5 * out.abs().max():
+            raise ValueError("the model's output for one example depends on the others in the batch or on chance; "
+                             "call model.eval(), or write the model so that examples do not mix")
+    return out.shape[1]
+
+
+def _forward(model, x, name):
+    try:
+        return model(x)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"the model cannot take {name} of shape {tuple(x.shape)} and dtype {x.dtype}: {error}") from error
+
+
+def _first_bad_row(x):
+    return int((~x.isfinite()).flatten(1 if x.ndim > 1 else 0).reshape(len(x), -1).any(1).nonzero()[0])
+
+
+def _names(values):
+    return " or ".join(sorted(map(str, values)))
+
+
+# 04 · Reading a kernel -----------------------------------------------------------------------------------------------
+
+
+class Spectrum(NamedTuple):
+    eigenvalues: torch.Tensor  # (N,), from the largest down
+    eigenvectors: torch.Tensor  # (N, N), one per column
+
+
+def cosine(kernel):
+    """The cosine of the angle between two gradients: kernel[i, j] / √(kernel[i, i] kernel[j, j]), with ones on the diagonal.
+
+    kernel (N, N), a tensor or array → (N, N). A row whose diagonal is zero (a gradient of length zero) becomes zero.
+    Raises ValueError if the kernel is not square, symmetric and finite, or has a negative diagonal.
+    """
+    kernel = _square(kernel)
+    if (kernel.diagonal() < 0).any():
+        raise ValueError(f"kernel must have no negative diagonal entry, got {kernel.diagonal().min():.3g}")
+    norms = kernel.diagonal().sqrt()
+    inverse = torch.where(norms > 0, 1 / norms, 0)
+    return kernel * inverse[:, None] * inverse
+
+
+def alignment(kernel, labels):
+    """Centred kernel-target alignment ⟨K, L⟩ / (‖K‖ ‖L‖), both centred: 1 if the kernel is the labels' own, 0 if unrelated.
+
+    kernel (N, N). labels (N,) of integers or booleans are classes: L[i, j] = 1 within a class, else 0. Floating labels
+    (N,) or (N, O) are targets: L = y yᵀ. For two classes both give the same number.
+    Source: Cortes, Mohri & Rostamizadeh 2012, arXiv:1203.0550, definition 4 (uncentred: Cristianini et al. 2001).
+    Raises ValueError for a kernel that is not square, symmetric and finite, for labels of another length or not finite,
+    and where centring leaves nothing (all labels equal, a constant kernel).
+    """
+    kernel, labels = _square(kernel).double(), torch.as_tensor(labels)
+    if labels.ndim not in (1, 2) or len(labels) != len(kernel):
+        raise ValueError(f"labels must have shape ({len(kernel)},), one per row of the kernel, got {tuple(labels.shape)}")
+    if labels.is_floating_point():
+        if not labels.isfinite().all():
+            raise ValueError("labels must be finite, got NaN or infinity")
+        targets = labels.double().reshape(len(labels), -1)
+    elif labels.ndim == 1:
+        targets = F.one_hot(labels.unique(return_inverse=True)[1]).double()
+    else:
+        raise ValueError(f"integer labels must have shape ({len(kernel)},), got {tuple(labels.shape)}")
+    targets = targets.to(kernel.device)
+    pair = {"kernel": kernel, "labels": targets @ targets.T}
+    centred = {name: k - k.mean(0) - k.mean(1, keepdim=True) + k.mean() for name, k in pair.items()}
+    for name, k in centred.items():
+        if k.norm() <= 1e-10 * pair[name].norm():
+            raise ValueError(f"{name} must not be constant: centring leaves nothing to compare")
+    k, target = centred.values()
+    return float((k * target).sum() / (k.norm() * target.norm()))
+
+
+def spectrum(kernel):
+    """Eigenvalues (N,) from the largest down, and eigenvectors (N, N) in columns, of a symmetric kernel (N, N).
+
+    Computed in float64, whatever the kernel's dtype. The sign of each eigenvector is fixed: its largest entry is positive.
+    Raises ValueError if the kernel is not square, symmetric and finite.
+    """
+    eigenvalues, vectors = torch.linalg.eigh(_square(kernel).double())
+    signs = vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
+    return Spectrum(eigenvalues.flip(0), (vectors * signs).flip(1))
+
+
+def _square(kernel):
+    kernel = _matrix(kernel)
+    if kernel.shape[0] != kernel.shape[1]:
+        raise ValueError(f"kernel must be square, got shape {tuple(kernel.shape)}")
+    tolerance = 1e-4 if kernel.dtype != torch.float64 else 1e-8
+    if (kernel - kernel.T).abs().max() > tolerance * kernel.abs().max():
+        raise ValueError("kernel must be symmetric; for the kernel between two sets of inputs this has no meaning")
+    return kernel
+
+
+def _matrix(kernel):
+    kernel = torch.as_tensor(kernel).detach()
+    if kernel.ndim != 2 or kernel.numel() == 0:
+        hint = "; choose a pair of outputs, kernel[:, :, a, b]" if kernel.ndim == 4 else ""
+        raise ValueError(f"kernel must have two axes, (N, N), got shape {tuple(kernel.shape)}{hint}")
+    kernel = kernel if kernel.is_floating_point() else kernel.double()
+    if not kernel.isfinite().all():
+        raise ValueError("kernel must be finite, got NaN or infinity")
+    return kernel
+
+
+# Pictures ------------------------------------------------------------------------------------------------------------
+
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe & Ito 2008
+
+
+def set_style():
+    "One look for every figure of the course: sizes, fonts, colours told apart by everyone, and line styles besides."
+    styles = ["-", "--", "-.", ":", "-", "--", "-."]
+    plt.rcParams.update({
+        "figure.figsize": (6, 4), "figure.dpi": 100, "figure.constrained_layout.use": True,
+        "font.size": 11, "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False,
+        "axes.prop_cycle": cycler(color=COLORS) + cycler(linestyle=styles),
+        "image.cmap": "viridis", "lines.linewidth": 1.8, "legend.frameon": False,
+    })
+
+
+def plot_kernel(kernel, *, ax=None, order=None, title=""):
+    """Heatmap of a kernel (N1, N2), with a colour bar. Returns the axes.
+
+    Colours run from 0 up (`viridis`), or symmetrically about 0 (`RdBu_r`) if an entry is negative. `order` is a
+    permutation of the rows and columns of a square kernel, say `labels.argsort()`. Called again with an `ax` it has drawn
+    on, it updates the picture that is there, which is much faster than drawing anew.
+    Raises ValueError if the kernel is not a finite matrix, or `order` not a permutation of its rows.
+    """
+    kernel = _matrix(kernel).float().cpu()
+    if order is not None:
+        order = torch.as_tensor(order).cpu()
+        if kernel.shape[0] != kernel.shape[1] or not torch.equal(order.sort()[0], torch.arange(len(kernel))):
+            raise ValueError(f"order must be a permutation of 0 … {len(kernel) - 1} for a square kernel, "
+                             f"got a kernel of shape {tuple(kernel.shape)} and order of shape {tuple(order.shape)}")
+        kernel = kernel[order][:, order]
+    ax = plt.subplots(figsize=(5, 4.2))[1] if ax is None else ax
+    image = next((image for image in ax.images if image.get_label() == "kernel"), None)
+    if image is None:
+        image = ax.imshow(kernel, label="kernel", interpolation="nearest")
+        bar = ax.figure.colorbar(image, ax=ax)
+        bar.ax.set_title("Θ(x, x′)", fontsize="medium")
+        ax.set(xlabel="example x′", ylabel="example x")
+        ax.spines[:].set_visible(False)
+        for axes in (ax, bar.ax):
+            axes.locator_params(nbins=4)  # ticks are most of the time a redraw takes
+    rows, columns = kernel.shape
+    top = float(kernel.abs().max()) or 1.0
+    image.set(data=kernel, extent=(-0.5, columns - 0.5, rows - 0.5, -0.5),
+              clim=(-top if kernel.min() < 0 else 0, top), cmap="RdBu_r" if kernel.min() < 0 else "viridis")
+    ax.set_title(title)
+    return ax
+
+
+def show(figure, alt):
+    """Show a figure (or the figure of some axes) once, with a text for those who do not see it, and close it.
+
+    The text is stored with the picture and is what a reader without images, and the comparison in CI, gets.
+    """
+    figure = _figure(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=2 * figure.dpi)  # sharp on any screen
+    width, height = (figure.get_size_inches() * figure.dpi).round().astype(int).tolist()
+    data = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": alt}
+    display(data, raw=True, metadata={"image/png": {"alt": alt, "width": width, "height": height}})
+    plt.close(figure)
+
+
+def _figure(figure):
+    figure = getattr(figure, "figure", figure)
+    if not isinstance(figure, Figure):
+        raise TypeError(f"expected a Matplotlib figure or axes, got {type(figure).__name__}")
+    return figure
+
+
+# Sliders above a picture ---------------------------------------------------------------------------------------------
+
+
+class Explorer(widgets.VBox):
+    """Controls above one picture: `Explorer(draw, "Kernel of a net of width {width}: {title}", width=[1, 4, 16], seed=(0, 9))`.
+
+    draw(**values) returns a figure or axes, best the same one each time with its artists updated.
+    alt: the picture's alternative text, a format string filled with the values and the figure's `title`.
+    controls: a list of numbers (a slider over them), a tuple (min, max[, step]), a bool, a list of strings, or a widget.
+    A control starts at the default that `draw` gives its argument, if any.
+
+    If `draw` raises, its message stands under the controls and the last good picture stays. A control's value can be set
+    from code too: `explorer.controls["width"].value = 64`. Raises TypeError or ValueError for controls it cannot make,
+    that `draw` does not take, or that `alt` does not know.
+    """
+
+    def __init__(self, draw, alt, **controls):
+        parameters = inspect.signature(draw).parameters
+        try:
+            inspect.signature(draw).bind(**controls)
+        except TypeError as error:
+            raise TypeError(f"draw must take the controls {list(controls)}: {error}") from None
+        defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
+        self.controls = {name: _control(name, spec, defaults.get(name)) for name, spec in controls.items()}
+        self._draw, self._alt = draw, alt
+        try:
+            alt.format(title="", **self.values)
+        except (KeyError, IndexError) as error:
+            raise ValueError(f"alt may name the controls {list(controls)} and title, got {{{error.args[0]}}}") from None
+        self.message, self.picture, self.png = widgets.HTML(), widgets.HTML(), b""
+        super().__init__([*self.controls.values(), self.message, self.picture])
+        self.add_class("ntk-explorer")
+        for control in self.controls.values():
+            control.observe(self._update, names="value")
+        self._update()
+
+    @property
+    def values(self):
+        "The controls' values, by name."
+        return {name: control.value for name, control in self.controls.items()}
+
+    def _update(self, change=None):
+        values = self.values
+        try:
+            figure = _figure(self._draw(**values))
+            self.png = _png(figure)
+            title = figure.axes[0].get_title() if figure.axes else ""
+            self.alt = self._alt.format(**{"title": title, **values})
+        except Exception as error:
+            text = html.escape(f"{type(error).__name__}: {error}")
+            self.message.value = f'<p role="alert"><b>No picture for {html.escape(repr(self))}.</b> {text}</p>'
+            return
+        plt.close(figure)  # or the inline backend shows it a second time
+        self.message.value = ""
+        width, height = figure.get_size_inches() * figure.dpi
+        self.picture.layout.min_height = f"{height:.0f}px"  # so that nothing jumps while a picture loads
+        self.picture.value = (f'<img alt="{html.escape(self.alt)}" width="{width:.0f}" style="max-width: 100%" '
+                              f'src="data:image/png;base64,{base64.b64encode(self.png).decode()}">')
+
+    def __repr__(self):
+        return f"Explorer({', '.join(f'{name}={value!r}' for name, value in self.values.items())})"
+
+    def _repr_mimebundle_(self, **kwargs):
+        "The live view and, for readers without a kernel, the picture with its text."
+        bundle = super()._repr_mimebundle_(**kwargs)
+        bundle["text/plain"] = repr(self)
+        if not self.png:
+            return bundle
+        bundle["image/png"] = base64.b64encode(self.png).decode()
+        return bundle, {"image/png": {"alt": self.alt}}
+
+
+def _png(figure):
+    "As fast as it goes: the layout is found once and kept, and the compression is light."
+    canvas = FigureCanvasAgg(figure)
+    if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
+        figure.get_layout_engine().set(rect=(0, 0, 0.95, 1))  # room for longer tick labels later
+    canvas.draw()
+    figure.set_layout_engine("none")
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(buffer, "png", compress_level=1)
+    return buffer.getvalue()
+
+
+def _control(name, spec, default):
+    if isinstance(spec, list) and spec and all(isinstance(value, Real) for value in spec):
+        control = widgets.SelectionSlider(options=spec)
+    else:
+        control = widgets.interactive.widget_from_abbrev(spec)
+    if not isinstance(control, widgets.ValueWidget):
+        raise TypeError(f"{name} must be a list, a tuple (min, max[, step]), a bool or a widget, got {spec!r}")
+    if default is not None:
+        control.value = default
+    control.description = control.description or name.replace("_", " ")
+    control.tooltip = control.tooltip or f"{control.description}: use the arrow keys, or drag"
+    control.style.description_width = "8em"
+    control.layout.width = "min(36em, 95%)"
+    if hasattr(control, "continuous_update"):
+        control.continuous_update = False
+    return control
+
+
+# An exercise's self-check --------------------------------------------------------------------------------------------
+
+
+def check(answer, expected):
+    """Print whether an exercise's answer is right and, if not, what differs. Stops nothing and returns nothing.
+
+    answer: a number, string, shape, tensor or array; `...` or None counts as not attempted yet.
+    expected: what it should be. Whole numbers must agree exactly, others to 0.1 % (arrays: plus 0.001 % of the largest).
+    """
+    print(_verdict(answer, expected))
+
+
+def _verdict(answer, expected):
+    if answer is ... or answer is None:
+        return "Not attempted yet: put your answer in place of the … and run the cell again."
+    if isinstance(expected, str):
+        same = isinstance(answer, str) and answer.strip().casefold() == expected.strip().casefold()
+        return "Right." if same else f"Not yet: {answer!r} is not it."
+    try:
+        got, want = _numbers(answer), _numbers(expected)
+    except (TypeError, ValueError, RuntimeError):
+        return f"Not yet: expected numbers, got {type(answer).__name__}."
+    if got.shape != want.shape:
+        hint = " (transposed?)" if got.shape == want.shape[::-1] else ""
+        hint = hint or (" (the right number of entries, in another arrangement)" if got.size == want.size else "")
+        return f"Not yet: expected shape {want.shape}, got {got.shape}{hint}."
+    if not np.isfinite(got).all():
+        return f"Not yet: {np.sum(~np.isfinite(got))} of {got.size} entries are NaN or infinite."
+    exact = want.dtype.kind in "iub"
+    scale = np.abs(want).max(initial=0)
+    agree = (lambda a: a == want) if exact else (lambda a: np.abs(a - want) <= 1e-3 * np.abs(want) + 1e-5 * scale)
+    if agree(got).all():
+        return "Right."
+    got = got.astype(float)
+    if agree(-got).all():
+        return "Not yet: the sign is wrong."
+    if got.ndim == 2 and got.shape[0] == got.shape[1] and agree(got.T).all():
+        return "Not yet: this is the transpose of it."
+    factor = np.vdot(got, got) / np.vdot(got, want) if np.vdot(got, want) else 0
+    if factor > 0 and np.allclose(got, factor * want, rtol=1e-3, atol=1e-5 * factor * scale):
+        size = f"too large by a factor {factor:.3g}" if factor > 1 else f"too small by a factor {1 / factor:.3g}"
+        return f"Not yet: {size}."
+    if got.ndim == 0:
+        return f"Not yet: {answer} is too {'large' if got > want else 'small'}."
+    where = tuple(int(i) for i in np.argwhere(~agree(got))[0])
+    place = where[0] if len(where) == 1 else where
+    return (f"Not yet: {np.sum(~agree(got))} of {got.size} entries differ, first [{place}]: "
+            f"expected {want[where]:.4g}, got {got[where]:.4g}.")
+
+
+def _numbers(value):
+    value = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    if value.dtype.kind not in "iubf":
+        raise TypeError
+    return value
