@@ -473,7 +473,8 @@ def set_style():
 def plot_kernel(kernel, *, ax=None, order=None, title=""):
     """Heatmap of a kernel (N1, N2), with a colour bar. Returns the axes.
 
-    Colours run from 0 up (`viridis`), or symmetrically about 0 (`RdBu_r`) if an entry is negative. `order` is a
+    Colours run from 0 or the lowest entry up (`viridis`); they are symmetric about 0 (`RdBu_r`) once a negative entry is
+    more than a quarter as large as the largest. `order` is a
     permutation of the rows and columns of a square kernel, say `labels.argsort()`. Called again with an `ax` it has drawn
     on, it updates the picture that is there, which is much faster than drawing anew.
     Raises ValueError if the kernel is not a finite matrix, or `order` not a permutation of its rows.
@@ -496,9 +497,10 @@ def plot_kernel(kernel, *, ax=None, order=None, title=""):
         for axes in (ax, bar.ax):
             axes.locator_params(nbins=4)  # ticks are most of the time a redraw takes
     rows, columns = kernel.shape
-    top = float(kernel.abs().max()) or 1.0
-    image.set(data=kernel, extent=(-0.5, columns - 0.5, rows - 0.5, -0.5),
-              clim=(-top if kernel.min() < 0 else 0, top), cmap="RdBu_r" if kernel.min() < 0 else "viridis")
+    low, top = min(0.0, float(kernel.min())), float(kernel.abs().max()) or 1.0
+    signed = low < -top / 4
+    image.set(data=kernel, extent=(-0.5, columns - 0.5, rows - 0.5, -0.5), clim=(-top if signed else low, top),
+              cmap="RdBu_r" if signed else "viridis")
     ax.set_title(title)
     return ax
 
