@@ -491,7 +491,7 @@ def plot_kernel(kernel, *, ax=None, order=None, title=""):
     if image is None:
         image = ax.imshow(kernel, label="kernel", interpolation="nearest")
         bar = ax.figure.colorbar(image, ax=ax)
-        bar.ax.set_title("Θ(x, x′)", fontsize="medium")
+        bar.ax.set_title("kernel", fontsize="medium")
         ax.set(xlabel="example x′", ylabel="example x")
         ax.spines[:].set_visible(False)
         for axes in (ax, bar.ax):
