@@ -4,6 +4,7 @@ NAME is the start of a file name (`03`, say); without one, all notebooks are run
 that really changed. Badges and clone addresses, here and in README.md, are written from README's `[repository]:` line.
 """
 
+import base64
 import os
 import re
 import sys
@@ -13,6 +14,7 @@ import nbformat
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[1]
+PICTURES = ROOT / ".github" / "pictures"
 ADDRESS = re.compile(r"^\[repository\]: https://github\.com/(\S+)$", re.M)
 
 
@@ -37,7 +39,8 @@ def with_addresses(text, repo, name):
 def execute(notebook):
     "Every cell in a fresh kernel, in the notebooks' folder; the first error stops."
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
-    NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": ROOT / "notebooks"}}).execute()
+    where = {"metadata": {"path": ROOT / "notebooks"}}
+    NotebookClient(notebook, timeout=120, kernel_name="python3", resources=where).execute()
 
 
 def normalise(notebook):
@@ -49,7 +52,7 @@ def normalise(notebook):
     for count, cell in enumerate(code, start=1):
         cell.execution_count = count
         cell.metadata.pop("execution", None)  # timings
-        cell.outputs = [output for output in joined(cell.outputs)]
+        cell.outputs = joined(cell.outputs)
         for output in cell.outputs:
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
             if output.output_type == "execute_result":
@@ -71,10 +74,21 @@ def refresh(path, repo):
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         cell.source = with_addresses(cell.source, repo, path.name)
+    timings = {cell.id: cell.outputs for cell in notebook.cells if "NBVAL_IGNORE_OUTPUT" in cell.source and cell.outputs}
     execute(notebook)
+    for cell in notebook.cells:
+        if cell.id in timings:  # a new number would say nothing new
+            cell.outputs = timings[cell.id]
     normalise(notebook)
     nbformat.validate(notebook)
     nbformat.write(notebook, path)
+    (PICTURES / f"{path.stem}.png").write_bytes(explorer_picture(notebook))
+
+
+def explorer_picture(notebook):
+    "The first explorer's picture, for the table in README."
+    outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
+    return base64.b64decode(next(d["image/png"] for d in outputs if d.get("text/plain", "").startswith("Explorer(")))
 
 
 def main(names):

@@ -1,0 +1,195 @@
+"""What must hold for every notebook as it is committed. That its cells still give these outputs is nbval's to say."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from refresh_notebooks import ROOT, badges, normalise, repository, with_addresses
+
+PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NAMES = [path.name for path in PATHS]
+MACHINE_PATHS = ("/home/", "/Users/", "/root/", "/tmp/", "site-packages")
+
+
+@pytest.fixture(params=PATHS, ids=NAMES)
+def path(request):
+    return request.param
+
+
+@pytest.fixture
+def notebook(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def prose(notebook):
+    return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def outputs(notebook):
+    return [output for cell in code(notebook) for output in cell.outputs]
+
+
+def test_names_are_numbered_and_gapless():
+    assert [name[:3] for name in NAMES] == [f"{i:02}_" for i in range(len(NAMES))]
+    assert all(re.fullmatch(r"\d\d_[a-z_]+\.ipynb", name) for name in NAMES)
+
+
+def test_every_code_cell_was_run_in_order(notebook):
+    assert [cell.execution_count for cell in code(notebook)] == list(range(1, len(code(notebook)) + 1))
+
+
+def test_no_cell_is_empty_and_ids_are_unique(notebook):
+    assert all(cell.source.strip() for cell in notebook.cells)
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
+
+
+def test_no_errors_stderr_or_widget_state(notebook):
+    assert "widgets" not in notebook.metadata
+    for output in outputs(notebook):
+        assert output.output_type != "error" and output.get("name") != "stderr"
+        assert not any("widget" in mime for mime in output.get("data", {}))
+
+
+def test_file_is_as_the_refresh_command_writes_it(path):
+    notebook = nbformat.read(path, as_version=4)
+    normalise(notebook)
+    for cell in notebook.cells:
+        cell.source = with_addresses(cell.source, repository(), path.name)
+    assert nbformat.writes(notebook) + "\n" == path.read_text(encoding="utf-8")
+
+
+def test_nothing_of_this_machine_or_run_is_in_the_outputs(notebook):
+    for output in outputs(notebook):
+        text = output.get("text", "") + output.get("data", {}).get("text/plain", "")
+        assert not any(place in text for place in MACHINE_PATHS)
+        assert not re.search(r"\b0x[0-9a-f]{6,}", text)
+
+
+def test_no_trailing_semicolons(notebook):
+    """nbval fails on them."""
+    assert not any(cell.source.rstrip().endswith(";") for cell in code(notebook))
+
+
+def test_ignored_comparisons_say_why(notebook):
+    for cell in code(notebook):
+        if "NBVAL" in cell.source:
+            marker, reason = cell.source.splitlines()[:2]
+            assert marker == "# NBVAL_IGNORE_OUTPUT"
+            assert re.fullmatch(r"# \(timings .*\)", reason), "timings are the one thing that is excused"
+
+
+def test_size(path):
+    assert path.stat().st_size < 1_500_000
+
+
+def test_every_picture_has_a_text_of_its_own(notebook):
+    texts = []
+    for output in outputs(notebook):
+        if "image/png" in output.get("data", {}):
+            texts.append(output.metadata["image/png"]["alt"])
+    assert texts and all(len(text) > 40 for text in texts)
+    assert len(set(texts)) == len(texts)
+    assert not re.search(r"!\[\]\(|<img(?![^>]*\balt=)", prose(notebook))
+
+
+def test_shape(notebook, path):
+    first, *rest = notebook.cells
+    assert first.cell_type == "markdown" and first.source.startswith(f"# {path.name[:2]} · ")
+    assert badges(repository(), path.name) in first.source
+    assert re.search(r"^\*\d+ minutes · ", first.source, re.M)
+    assert 'sys.path[:0] = ["..", "ntk-course"]' in code(notebook)[0].source
+    for part in ("> **Predict.**", "## Exercises", "## Recap", "**Reference", "<details>", "## Move it"):
+        assert part in prose(notebook), part
+    sources = [cell.source for cell in code(notebook)]
+    assert sum(source.count("assert ") for source in sources) >= 4
+    assert sum("check(" in source and "..." in source for source in sources) >= 2
+    assert sum("Explorer(" in source for source in sources) >= 1
+
+
+def test_rhythm(notebook):
+    """Small cells: half within 6 lines, nine in ten within 15."""
+    lines = sorted(sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in code(notebook))
+    assert lines[len(lines) // 2] <= 6
+    assert lines[int(0.9 * (len(lines) - 1))] <= 15
+    assert 25 <= len(notebook.cells) <= 70
+    assert 600 <= len(prose(notebook).split()) <= 2300
+
+
+def test_headings_nest(notebook):
+    levels = [len(marks) for marks in re.findall(r"^(#+) ", prose(notebook), re.M)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in zip(levels, levels[1:]))
+
+
+def test_links_resolve(notebook, path):
+    links = re.findall(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)", prose(notebook))
+    for link in links:
+        if not link.startswith("http"):
+            assert (path.parent / link.split("#")[0]).exists(), link
+    position = NAMES.index(path.name)
+    neighbours = NAMES[max(0, position - 1):position] + NAMES[position + 1:position + 2]
+    assert set(neighbours) <= set(links)
+
+
+def test_readme_links_resolve_and_list_every_notebook():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    for link in links:
+        if not link.startswith(("http", "#")):
+            assert (ROOT / link).exists(), link
+    assert all(f"notebooks/{name}" in links for name in NAMES)
+    assert badges(repository(), NAMES[0]) in text
+
+
+def test_asserts_compare_something(notebook):
+    """`assert True` and the like prove nothing."""
+    for cell in code(notebook):
+        source = "\n".join(line for line in cell.source.splitlines() if not line.lstrip().startswith("!"))
+        source = re.sub(r"^(if .*:.*)$", r"\1\n    pass", source, flags=re.M)
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Assert):
+                assert not isinstance(node.test, (ast.Constant, ast.Tuple))
+
+
+def exercises(notebook):
+    "Each exercise cell with the solution that is folded under it."
+    for cell, after in zip(notebook.cells, notebook.cells[1:]):
+        if cell.cell_type == "code" and "..." in cell.source and "check(" in cell.source:
+            solution = re.search(r"<details><summary>Solution</summary>\n\n```python\n(.*?)```", after.source, re.S)
+            assert solution, f"no solution under:\n{cell.source}"
+            yield cell, solution[1]
+
+
+def test_solutions_pass_their_checks(notebook, tmp_path):
+    """The definitions of each solution in place of those of its exercise; everything else as the learner has it."""
+    found = list(exercises(notebook))
+    for cell, solution in found:
+        cell.source = solved(cell.source, solution)
+    script = "\n\n".join(cell.source for cell in code(notebook)).replace("    !git", "    pass  # git")
+    file = tmp_path / "solved.py"
+    file.write_text("import matplotlib\nmatplotlib.use('agg')\n" + script, encoding="utf-8")
+    run = subprocess.run([sys.executable, file], cwd=ROOT / "notebooks", capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("Right.") == len(found), run.stdout
+
+
+def solved(exercise, solution):
+    "The exercise with its statement that holds the `...` replaced by the solution."
+    lines = exercise.splitlines()
+    for node in ast.parse(exercise).body:
+        holds = [n for n in ast.walk(node) if isinstance(n, ast.Constant) and n.value is ...]
+        if holds:
+            lines[node.lineno - 1:node.end_lineno] = solution.splitlines()
+            return "\n".join(lines)
+    raise AssertionError(f"nothing to fill in:\n{exercise}")

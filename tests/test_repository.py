@@ -1,0 +1,98 @@
+"""What surrounds the notebooks: pinned requirements, Binder's files, the size and the import time of the helper module."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = ["requirements.txt", "tests/requirements.txt", "binder/requirements.txt"]
+
+
+def requirements(path):
+    return [line for line in (ROOT / path).read_text().splitlines() if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("path", REQUIREMENTS)
+def test_every_requirement_is_pinned_exactly(path):
+    for line in requirements(path):
+        assert line.startswith("--extra-index-url ") or re.fullmatch(r"[A-Za-z0-9_.-]+==\d+(\.\d+)*", line), line
+
+
+def test_binder_installs_what_a_learner_installs_with_the_smaller_torch():
+    index, *pins = requirements("binder/requirements.txt")
+    assert index == "--extra-index-url https://download.pytorch.org/whl/cpu"
+    assert pins == requirements("requirements.txt")
+    assert "torch==2.13.0" in pins
+
+
+def test_binder_runs_this_python():
+    version = (ROOT / "binder/runtime.txt").read_text().strip()
+    assert version == f"python-{sys.version_info.major}.{sys.version_info.minor}"
+
+
+@pytest.fixture
+def binder(tmp_path):
+    "A copy of what Binder needs, for its scripts to write in."
+    shutil.copytree(ROOT / "binder", tmp_path / "binder")
+    shutil.copy(ROOT / "ntk_helpers.py", tmp_path)
+    return tmp_path
+
+
+def run(*command, check=False, **kwargs):
+    return subprocess.run(command, check=check, capture_output=True, text=True, timeout=120, **kwargs)
+
+
+def test_binder_start_gives_one_thread_and_becomes_the_command(binder):
+    tell = "import os, sys; print(os.environ['OMP_NUM_THREADS'], os.getpid(), sys.argv[1:])"
+    process = subprocess.Popen(["binder/start", sys.executable, "-c", tell, "two words"], cwd=binder,
+                               stdout=subprocess.PIPE, text=True)
+    assert process.communicate(timeout=120)[0] == f"1 {process.pid} ['two words']\n"
+    assert process.returncode == 0
+
+
+def test_binder_start_ends_as_the_command_ends(binder):
+    assert run("binder/start", sys.executable, "-c", "raise SystemExit(7)", cwd=binder).returncode == 7
+
+
+def test_binder_post_build_warms_the_font_cache_and_compiles(binder):
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"  # `python` is this one
+    env = {"PATH": path, "HOME": str(binder), "MPLCONFIGDIR": str(binder / "matplotlib")}
+    done = run("binder/postBuild", cwd=binder, env=env)
+    assert done.returncode == 0, done.stderr
+    assert list((binder / "matplotlib").glob("fontlist-*.json"))
+    assert list((binder / "__pycache__").glob("ntk_helpers.*.pyc"))
+
+
+def test_binder_post_build_ends_with_an_error_if_a_step_fails(binder):
+    (binder / "ntk_helpers.py").write_text("no python")
+    assert run("binder/postBuild", cwd=binder, env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}).returncode
+
+
+def test_ruff_finds_nothing():
+    done = run(sys.executable, "-m", "ruff", "check", ".", cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_helper_module_stays_small():
+    assert len((ROOT / "ntk_helpers.py").read_text().splitlines()) < 700
+
+
+# its dependencies are imported first: what is left is the module's own time
+OWN_IMPORT_TIME = """
+import ast, time
+tree = ast.parse(open("ntk_helpers.py").read())
+exec(compile(ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], []), "", "exec"))
+start = time.perf_counter()
+import ntk_helpers
+print(time.perf_counter() - start)
+"""
+
+
+def test_helper_module_is_imported_quickly():
+    times = [float(run(sys.executable, "-c", OWN_IMPORT_TIME, cwd=ROOT, check=True).stdout) for _ in range(3)]
+    print(f"\nimport ntk_helpers: {1000 * min(times):.1f} ms beyond its dependencies")
+    assert min(times) < 0.3
