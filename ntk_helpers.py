@@ -10,9 +10,10 @@ import html
 import inspect
 import io
 import math
-from contextlib import contextmanager
+import threading
+from collections import Counter, namedtuple
+from contextlib import contextmanager, suppress
 from numbers import Real
-from typing import NamedTuple
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -29,6 +30,7 @@ from PIL import Image
 from torch import nn
 from torch.func import functional_call, jacrev, jvp, vjp, vmap
 from tqdm.auto import tqdm
+from traitlets import TraitError
 
 __all__ = ["MLP", "get_grads", "compute_ntk", "cosine", "alignment", "spectrum", "Spectrum",
            "plot_kernel", "set_style", "show", "Explorer", "check"]
@@ -59,18 +61,19 @@ class MLP(nn.Module):
         sizes = {"input_dim": input_dim, "hidden_dim": hidden_dim, "output_dim": output_dim,
                  "hidden_layers": hidden_layers}
         for name, size in sizes.items():
-            _check_positive_integer(name, size)
-        if not callable(activation) and activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be a callable or one of {list(ACTIVATIONS)}, got {activation!r}")
-        if parametrization not in ("standard", "ntk"):
-            raise ValueError(f'parametrization must be "standard" or "ntk", got {parametrization!r}')
+            _require_positive_integer(name, size)
+        _require(callable(activation) or isinstance(activation, str) and activation in ACTIVATIONS,
+                 f"activation must be a callable or one of {list(ACTIVATIONS)}, got {activation!r}")
+        _require(parametrization in ("standard", "ntk"),
+                 f'parametrization must be "standard" or "ntk", got {parametrization!r}')
         for name, std in {"weight_std": weight_std, "bias_std": bias_std}.items():
-            if not isinstance(std, Real) or not 0 <= std < math.inf:
-                raise ValueError(f"{name} must be a finite number, zero or more, got {std!r}")
-        if parametrization == "standard" and (weight_std, bias_std) != (2**0.5, 0.0):
-            raise ValueError('weight_std and bias_std need parametrization="ntk": the standard one has no such scales')
+            _require(isinstance(std, Real) and 0 <= std < math.inf,
+                     f"{name} must be a finite number, zero or more, got {std!r}")
+        _require(parametrization == "ntk" or (weight_std, bias_std) == (2**0.5, 0.0),
+                 'weight_std and bias_std need parametrization="ntk": the standard one has no such scales')
 
         self.parametrization, self.weight_std, self.bias_std = parametrization, weight_std, bias_std
+        self.hidden_layers = hidden_layers
         self.activation = activation if callable(activation) else ACTIVATIONS[activation]
         widths = [input_dim, *[hidden_dim] * hidden_layers, output_dim]
         for i, (fan_in, fan_out) in enumerate(zip(widths, widths[1:]), start=1):
@@ -82,7 +85,7 @@ class MLP(nn.Module):
     @property
     def layers(self):
         "The layers `lin1`, `lin2`, … in order."
-        return [module for name, module in self.named_children() if name.startswith("lin")]
+        return [getattr(self, f"lin{i}") for i in range(1, self.hidden_layers + 2)]
 
     def scales(self, layer):
         "The factors before W a and b in `layer`: (1, 1) in the standard parametrization."
@@ -104,11 +107,15 @@ class MLP(nn.Module):
         return self.preactivation(last, x)
 
 
-def _check_positive_integer(name, value):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be a positive integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value}")
+def _require(holds, message, error=ValueError):
+    if not holds:
+        raise error(message)
+
+
+def _require_positive_integer(name, value):
+    integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    _require(integer, f"{name} must be a positive integer, got {value!r}", TypeError)
+    _require(value >= 1, f"{name} must be a positive integer, got {value}")
 
 
 # 02 · Gradients, one per example -------------------------------------------------------------------------------------
@@ -128,18 +135,20 @@ def get_grads(model, x):
 
 def _jacobian(model, x):
     "(N, O, P), by `vmap` where the model allows it and by a loop over examples where it does not (an LSTM, say)."
-    try:
-        blocks = vmap(jacrev(_one_output(model)), (None, 0))(_trainable(model), x)
-    except (RuntimeError, NotImplementedError):
+    with LOCK:
+        f, params = _functional(model)
+        with suppress(RuntimeError, NotImplementedError):
+            if not f(params, x[0]).requires_grad:  # else it reads a parameter behind the back of functional_call
+                blocks = vmap(jacrev(f), (None, 0))(params, x)
+                return torch.cat([blocks[name].reshape(*blocks[name].shape[:2], -1) for name in params], dim=2)
         return _jacobian_by_loop(model, x)
-    return torch.cat([block.flatten(2) for block in blocks.values()], dim=2)
 
 
 def _jacobian_by_loop(model, x):
     params = [p for p in model.parameters() if p.requires_grad]
     rows = []
     for xi in x:
-        out = model(xi[None])[0]
+        out = model(xi[None].clone())[0]
         if not out.requires_grad:  # every path to a parameter is detached
             rows.append(out.new_zeros(len(out), sum(p.numel() for p in params)))
             continue
@@ -148,19 +157,21 @@ def _jacobian_by_loop(model, x):
     return torch.stack(rows)
 
 
-def _trainable(model):
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-
-
-def _one_output(model):
-    "f(params, xi) → (O,): the model as a function of its trainable parameters and of one example."
-    return lambda params, xi: functional_call(model, params, (xi[None],))[0]
+def _functional(model):
+    "f(params, xi) → (O,), the model as a function of its trainable parameters and one example, and these parameters."
+    params = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    names = {p: name for name, p in model.named_parameters()}
+    slots = {f"{place}.{name}" if place else name: names[p] for place, module in model.named_modules()
+             for name, p in module.named_parameters(recurse=False, remove_duplicate=False) if p.requires_grad}
+    f = lambda params, xi: functional_call(model, {slot: params[name] for slot, name in slots.items()},
+                                           (xi[None].clone(),), tie_weights=False)[0]
+    return f, params
 
 
 # 03 · The kernel -----------------------------------------------------------------------------------------------------
 
-METHODS = ("auto", "layerwise", "jacobian", "ntk_vector_products", "loop")
 MEMORY_BUDGET = 256e6  # bytes for the Jacobians held at once
+LOCK = threading.RLock()  # functional_call exchanges the model's own parameters while it runs
 
 
 def compute_ntk(model, x1, x2=None, *, method="auto", chunk_size=None, n_jobs=None, progress=False):
@@ -171,8 +182,7 @@ def compute_ntk(model, x1, x2=None, *, method="auto", chunk_size=None, n_jobs=No
 
     method
         "auto": the first of the next two that serves the model.
-        "layerwise": Σ over layers of (D Dᵀ) ∘ (A Aᵀ + 1), from each layer's inputs A and output gradients D, without any
-        per-example weight gradient; for an `MLP`.
+        "layerwise": Σ over layers of (D Dᵀ) ∘ (A Aᵀ + 1), from each layer's inputs A and output gradients D; for an `MLP`.
         "jacobian": J Jᵀ. Cost N·O backward passes and N²O²P (Novak et al. 2022, arXiv:2206.08720, section 3.2).
         "ntk_vector_products": Θ v by one backward and one forward-mode pass per pair and output, without any Jacobian
         (same paper, section 3.3).
@@ -187,34 +197,33 @@ def compute_ntk(model, x1, x2=None, *, method="auto", chunk_size=None, n_jobs=No
     (call `model.eval()`); inputs that are no tensors, are empty, or have another shape, dtype or device than the model
     takes; NaN or infinity anywhere; a method that cannot serve the model.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    _require(method in ("auto", *_ROWS), f"method must be one of {('auto', *_ROWS)}, got {method!r}")
     if chunk_size is not None:
-        _check_positive_integer("chunk_size", chunk_size)
-    if n_jobs is not None and (isinstance(n_jobs, bool) or not isinstance(n_jobs, (int, np.integer)) or n_jobs == 0):
-        raise ValueError(f"n_jobs must be None or an integer other than 0, got {n_jobs!r}")
+        _require_positive_integer("chunk_size", chunk_size)
+    _require(n_jobs is None or type(n_jobs) is int and n_jobs != 0,
+             f"n_jobs must be None or an integer other than 0, got {n_jobs!r}")
 
     with _undisturbed(model, x1, x2) as (x1, x2):
         outputs = _check(model, x1, "x1")
         if x2 is not None:
             _check(model, x2, "x2")
-        if method == "auto":
-            method = "layerwise" if _is_plain_mlp(model) else "jacobian"
-        if method == "layerwise" and not _is_plain_mlp(model):
-            raise ValueError('method="layerwise" serves an MLP of this module with its layers as they were made, '
-                             f'not this {type(model).__name__}; use method="jacobian"')
+        if method in ("auto", "layerwise"):
+            plain = _is_plain_mlp(model, x1)
+            _require(plain or method == "auto", 'method="layerwise" serves an MLP of this module with its layers as they '
+                     f'were made, not this {type(model).__name__}; use method="jacobian"')
+            method = "layerwise" if plain else "jacobian"
         if chunk_size is None:
             chunk_size = _default_chunk(model, method, outputs, len(x1), n_jobs)
         rows = _ROWS[method]
         if len(x1) <= chunk_size:
             ntk = rows(model, x1, x2, chunk_size)
         else:
-            chunks = tqdm(x1.split(chunk_size), desc="NTK rows", disable=not progress)
+            tiles = tqdm(x1.split(chunk_size), desc="NTK rows", disable=not progress)
             other = x1 if x2 is None else x2
-            tiles = Parallel(n_jobs=n_jobs or 1)(delayed(rows)(model, tile, other, chunk_size) for tile in chunks)
-            ntk = torch.cat(tiles)
+            ntk = torch.cat(Parallel(n_jobs or 1)(delayed(rows)(model, tile, other, chunk_size) for tile in tiles))
         if x2 is None:
             ntk = (ntk + ntk.permute(1, 0, 3, 2)) / 2
+        _require(ntk.isfinite().all(), "the kernel must be finite, got NaN or infinity: a gradient is, or overflows")
     return ntk[:, :, 0, 0] if outputs == 1 else ntk
 
 
@@ -223,7 +232,7 @@ def _default_chunk(model, method, outputs, n, n_jobs):
     if method in ("jacobian", "ntk_vector_products"):
         params = [p for p in model.parameters() if p.requires_grad]
         bytes_per_row = outputs * sum(p.numel() * p.element_size() for p in params)
-        chunk = max(1, min(n, int(MEMORY_BUDGET / (4 * bytes_per_row))))  # two Jacobians, each copied once
+        chunk = max(1, int(MEMORY_BUDGET / (4 * bytes_per_row)))  # two Jacobians, each copied once
     if n_jobs is not None:
         workers = n_jobs if n_jobs > 0 else torch.multiprocessing.cpu_count()
         chunk = min(chunk, math.ceil(n / workers))
@@ -244,23 +253,38 @@ def _rows_layerwise(model, x1, x2, chunk_size):
 def _taps(model, x):
     "For each layer of an MLP: its inputs A (N, fan_in) and the gradients D (N, O, fan_out) of f at what it returns."
     inputs, preactivations = [], []
-    a = x.detach().requires_grad_()  # so that every layer has a gradient, also behind frozen ones
+    a = x.detach()
     for layer in model.layers:
-        inputs.append(a)
-        preactivations.append(model.preactivation(layer, a))
-        a = model.activation(preactivations[-1])
+        inputs.append(a if layer is model.layers[0] else model.activation(preactivations[-1].clone()))
+        z = model.preactivation(layer, inputs[-1])
+        preactivations.append(z if z.requires_grad else z.requires_grad_())
     out = preactivations[-1]
     # examples do not mix, so the gradient of the sum over examples holds each one's own
     grads = [torch.autograd.grad(o.sum(), preactivations, retain_graph=True, materialize_grads=True) for o in out.T]
     return [(a.detach(), torch.stack(d, dim=1)) for a, d in zip(inputs, zip(*grads))]
 
 
-def _is_plain_mlp(model):
+def _is_plain_mlp(model, x):
     "Whether the layer-wise formula holds: each parameter is one layer's weight or bias and enters the graph once."
     return (type(model) is MLP
             and all(type(layer) is nn.Linear for layer in model.layers)
-            and len(list(model.parameters())) == 2 * len(model.layers)
-            and not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules()))
+            and {*model.parameters()} == {p for layer in model.layers for p in layer.parameters()}
+            and not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules())
+            and max(_uses(model(x[:1]).grad_fn).values(), default=1) == 1)
+
+
+def _uses(node):
+    "How often each parameter enters a graph: the edges into its AccumulateGrad node."
+    uses, todo, seen = Counter(), [node], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        following = [following for following, _ in node.next_functions]
+        uses.update(f.variable for f in following if hasattr(f, "variable"))
+        todo += following
+    return uses
 
 
 def _rows_jacobian(model, x1, x2, chunk_size):
@@ -270,15 +294,23 @@ def _rows_jacobian(model, x1, x2, chunk_size):
 
 
 def _rows_ntk_vector_products(model, x1, x2, chunk_size):
-    params, f = _trainable(model), _one_output(model)
-
-    def pair(xi, xj):
+    def block(xi, xj):
         out, pullback = vjp(lambda p: f(p, xj), params)  # v ↦ J(xj)ᵀ v
         push = lambda v: jvp(lambda p: f(p, xi), (params,), pullback(v))[1]  # v ↦ J(xi) J(xj)ᵀ v
         return vmap(push, out_dims=1)(torch.eye(len(out), dtype=out.dtype, device=out.device))
 
     x2 = x1 if x2 is None else x2
-    return torch.stack([vmap(lambda xj: pair(xi, xj), chunk_size=chunk_size)(x2) for xi in x1])
+    refusal = f'method="ntk_vector_products" cannot serve this {type(model).__name__}; use method="jacobian"'
+    try:
+        with LOCK:
+            f, params = _functional(model)
+            ntk = torch.stack([vmap(block, (None, 0), chunk_size=chunk_size)(xi, x2) for xi in x1])
+    except (RuntimeError, NotImplementedError) as error:
+        raise ValueError(f"{refusal}: {error}") from error
+    first = _rows_loop(model, x1[:1], x2[:1], 1)
+    apart = (ntk[:1, :1] - first).abs().max() > torch.finfo(ntk.dtype).eps ** 0.5 * first.abs().max()
+    _require(not apart, f"{refusal}: forward and backward mode disagree")  # torch.no_grad inside, say
+    return ntk
 
 
 def _rows_loop(model, x1, x2, chunk_size):
@@ -300,82 +332,75 @@ _ROWS = {"layerwise": _rows_layerwise, "jacobian": _rows_jacobian, "loop": _rows
 @contextmanager
 def _undisturbed(model, *inputs):
     "Give detached copies of `inputs` that autograd can use; afterwards the random state and the buffers are as before."
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    _require(isinstance(model, nn.Module), f"model must be a torch.nn.Module, got {type(model).__name__}", TypeError)
     tensors = [x for x in inputs if isinstance(x, torch.Tensor)]
     with torch.inference_mode(False), torch.enable_grad():
-        buffers = [(b, b.clone()) for b in model.buffers()]
+        state = [(store, dict(store)) for m in model.modules() for store in (vars(m), m._parameters, m._buffers)]
+        buffers = [(b, b.clone(), b._version) for b in model.buffers()]
         inputs = [x.detach().clone() if isinstance(x, torch.Tensor) else x for x in inputs]
         try:
             with torch.random.fork_rng(devices=[x.device for x in tensors if x.is_cuda][:1]):
                 yield inputs[0] if len(inputs) == 1 else inputs
         finally:
             with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+                for store, before in state:
+                    if [*map(id, store.values())] != [*map(id, before.values())]:
+                        store.clear()
+                        store.update(before)
+                for buffer, before, version in buffers:
+                    if buffer._version != version:
+                        buffer.copy_(before)
 
 
 def _check(model, x, name):
     "Refuse what has no kernel, or only a wrong one; return the number of outputs O."
-    params = list(model.parameters())
-    if not any(p.requires_grad for p in params):
-        raise ValueError("model has no trainable parameter: the NTK needs at least one with requires_grad=True")
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor of shape (N, …), got {type(x).__name__}")
-    if x.ndim == 0 or x.numel() == 0:
-        raise ValueError(f"{name} must hold at least one example in each row, got shape {tuple(x.shape)}")
-    dtypes, devices = {p.dtype for p in params}, {p.device for p in params}
-    if x.is_floating_point() and x.dtype not in dtypes:
-        raise TypeError(f"{name} must have the model's dtype {_names(dtypes)}, got {x.dtype}")
-    if x.device not in devices:
-        raise ValueError(f"{name} must be on the model's device {_names(devices)}, got {x.device}")
-    if not x.isfinite().all():
-        raise ValueError(f"{name} must be finite, got NaN or infinity in row {_first_bad_row(x)}")
-    for pname, p in model.named_parameters():
-        if not p.isfinite().all():
-            raise ValueError(f"the model's weights must be finite, got NaN or infinity in {pname}")
-    for mname, module in model.named_modules():
-        mixes = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
-        if mixes or (isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0):
-            raise ValueError(f"{type(module).__name__} {mname!r} is in training mode: an example's output then depends on "
-                             "the others or on chance; call model.eval() first")
+    params = dict(model.named_parameters())
+    _require(any(p.requires_grad for p in params.values()),
+             "model has no trainable parameter: the NTK needs at least one with requires_grad=True")
+    _require(isinstance(x, torch.Tensor), f"{name} must be a torch.Tensor of shape (N, …), got {type(x).__name__}", TypeError)
+    shape = tuple(x.shape)
+    _require(x.ndim > 0 and x.numel() > 0, f"{name} must hold at least one example, in rows, got shape {shape}")
+    dtypes, devices = {p.dtype for p in params.values()}, {p.device for p in params.values()}
+    _require(not x.is_floating_point() or x.dtype in dtypes,
+             f"{name} must have the model's dtype {' or '.join(map(str, dtypes))}, got {x.dtype}", TypeError)
+    _require(x.device in devices, f"{name} must be on the model's device {' or '.join(map(str, devices))}, got {x.device}")
+    _require(x.isfinite().all(), f"{name} must be finite, got NaN or infinity")
+    for where, p in params.items():
+        _require(p.isfinite().all(), f"the model's weights must be finite, got NaN or infinity in {where}")
+    for where, module in model.named_modules():
+        norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        active = norm or isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+        what = f"{type(module).__name__} {where!r}"
+        _require(not (active and module.training), f"{what} is in training mode: an example's output then depends on the "
+                 "others or on chance; call model.eval() first")
+        _require(not (norm and module.running_mean is None), f"{what} has no running statistics: an example's output then "
+                 "depends on the others or on chance, also after model.eval()")
     with torch.no_grad():
         out = _forward(model, x, name)
-        if not isinstance(out, torch.Tensor):
-            raise TypeError(f"the model's output must be one tensor of shape (N, O), got {type(out).__name__}")
-        if out.ndim != 2 or len(out) != len(x) or out.shape[1] == 0:
-            raise ValueError(f"the model's output must have shape (N, O) = ({len(x)}, O), got {tuple(out.shape)} "
-                             f"for {name} of shape {tuple(x.shape)}")
-        if not out.isfinite().all():
-            raise ValueError(f"the model's outputs must be finite, got NaN or infinity for row {_first_bad_row(out)} of {name}")
-        again = _forward(model, x[:1] if len(x) > 1 else torch.cat([x, x]), name)[:1]
-        if not (again - out[:1]).abs().max() <= torch.finfo(out.dtype).eps ** 0.5 * out.abs().max():
-            raise ValueError("the model's output for one example depends on the others in the batch or on chance; "
-                             "call model.eval(), or write the model so that examples do not mix")
+        _require(isinstance(out, torch.Tensor), f"the model's output must be one tensor (N, O), got {type(out).__name__}", TypeError)
+        _require(out.ndim == 2 and len(out) == len(x) and out.shape[1] > 0, "the model's output must have shape (N, O) = "
+                 f"({len(x)}, O), got {tuple(out.shape)} for {name} of shape {shape}")
+        _require(out.is_floating_point(), f"the model's output must be of a floating dtype, got {out.dtype}", TypeError)
+        _require(out.isfinite().all(), f"the model's outputs must be finite, got NaN or infinity for {name}")
+        parts = (x[:1], x[1:]) if len(x) > 1 else (torch.cat([x, x]),)
+        again = torch.cat([_forward(model, part, name) for part in parts])[:len(x)]
+        same = (again - out).abs().max() <= torch.finfo(out.dtype).eps ** 0.5 * out.abs().max()
+        _require(same, "the model's output for one example depends on the others in the batch or on chance; "
+                 "call model.eval(), or write the model so that examples do not mix")
     return out.shape[1]
 
 
 def _forward(model, x, name):
     try:
-        return model(x)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        return model(x.clone())
+    except Exception as error:
         raise ValueError(f"the model cannot take {name} of shape {tuple(x.shape)} and dtype {x.dtype}: {error}") from error
-
-
-def _first_bad_row(x):
-    return int((~x.isfinite()).flatten(1 if x.ndim > 1 else 0).reshape(len(x), -1).any(1).nonzero()[0])
-
-
-def _names(values):
-    return " or ".join(sorted(map(str, values)))
 
 
 # 04 · Reading a kernel -----------------------------------------------------------------------------------------------
 
 
-class Spectrum(NamedTuple):
-    eigenvalues: torch.Tensor  # (N,), from the largest down
-    eigenvectors: torch.Tensor  # (N, N), one per column
+Spectrum = namedtuple("Spectrum", "eigenvalues eigenvectors")
 
 
 def cosine(kernel):
@@ -385,8 +410,8 @@ def cosine(kernel):
     Raises ValueError if the kernel is not square, symmetric and finite, or has a negative diagonal.
     """
     kernel = _square(kernel)
-    if (kernel.diagonal() < 0).any():
-        raise ValueError(f"kernel must have no negative diagonal entry, got {kernel.diagonal().min():.3g}")
+    lowest = kernel.diagonal().min()
+    _require(lowest >= 0, f"kernel must have no negative diagonal entry, got {lowest:.3g}")
     norms = kernel.diagonal().sqrt()
     inverse = torch.where(norms > 0, 1 / norms, 0)
     return kernel * inverse[:, None] * inverse
@@ -402,22 +427,16 @@ def alignment(kernel, labels):
     and where centring leaves nothing (all labels equal, a constant kernel).
     """
     kernel, labels = _square(kernel).double(), torch.as_tensor(labels)
-    if labels.ndim not in (1, 2) or len(labels) != len(kernel):
-        raise ValueError(f"labels must have shape ({len(kernel)},), one per row of the kernel, got {tuple(labels.shape)}")
-    if labels.is_floating_point():
-        if not labels.isfinite().all():
-            raise ValueError("labels must be finite, got NaN or infinity")
-        targets = labels.double().reshape(len(labels), -1)
-    elif labels.ndim == 1:
-        targets = F.one_hot(labels.unique(return_inverse=True)[1]).double()
-    else:
-        raise ValueError(f"integer labels must have shape ({len(kernel)},), got {tuple(labels.shape)}")
-    targets = targets.to(kernel.device)
+    classes = not labels.is_floating_point()
+    _require(labels.ndim in ((1,) if classes else (1, 2)) and len(labels) == len(kernel),
+             f"labels must have shape ({len(kernel)},), one per row of the kernel, got {tuple(labels.shape)}")
+    _require(labels.isfinite().all(), "labels must be finite, got NaN or infinity")
+    targets = F.one_hot(labels.unique(return_inverse=True)[1]) if classes else labels.reshape(len(labels), -1)
+    targets = targets.to(kernel)
     pair = {"kernel": kernel, "labels": targets @ targets.T}
     centred = {name: k - k.mean(0) - k.mean(1, keepdim=True) + k.mean() for name, k in pair.items()}
     for name, k in centred.items():
-        if k.norm() <= 1e-10 * pair[name].norm():
-            raise ValueError(f"{name} must not be constant: centring leaves nothing to compare")
+        _require(k.norm() > 1e-10 * pair[name].norm(), f"{name} must not be constant: centring leaves nothing to compare")
     k, target = centred.values()
     return float((k * target).sum() / (k.norm() * target.norm()))
 
@@ -435,37 +454,34 @@ def spectrum(kernel):
 
 def _square(kernel):
     kernel = _matrix(kernel)
-    if kernel.shape[0] != kernel.shape[1]:
-        raise ValueError(f"kernel must be square, got shape {tuple(kernel.shape)}")
+    _require(kernel.shape[0] == kernel.shape[1], f"kernel must be square, got shape {tuple(kernel.shape)}")
     tolerance = 1e-4 if kernel.dtype != torch.float64 else 1e-8
-    if (kernel - kernel.T).abs().max() > tolerance * kernel.abs().max():
-        raise ValueError("kernel must be symmetric; for the kernel between two sets of inputs this has no meaning")
+    _require((kernel - kernel.T).abs().max() <= tolerance * kernel.abs().max(),
+             "kernel must be symmetric; for the kernel between two sets of inputs this has no meaning")
     return kernel
 
 
 def _matrix(kernel):
     kernel = torch.as_tensor(kernel).detach()
-    if kernel.ndim != 2 or kernel.numel() == 0:
-        hint = "; choose a pair of outputs, kernel[:, :, a, b]" if kernel.ndim == 4 else ""
-        raise ValueError(f"kernel must have two axes, (N, N), got shape {tuple(kernel.shape)}{hint}")
+    hint = "; choose a pair of outputs, kernel[:, :, a, b]" if kernel.ndim == 4 else ""
+    _require(kernel.ndim == 2 and kernel.numel() > 0,
+             f"kernel must have two axes, (N, N), got shape {tuple(kernel.shape)}{hint}")
     kernel = kernel if kernel.is_floating_point() else kernel.double()
-    if not kernel.isfinite().all():
-        raise ValueError("kernel must be finite, got NaN or infinity")
+    _require(kernel.isfinite().all(), "kernel must be finite, got NaN or infinity")
     return kernel
 
 
 # Pictures ------------------------------------------------------------------------------------------------------------
 
-COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe & Ito 2008
-
 
 def set_style():
     "One look for every figure of the course: sizes, fonts, colours told apart by everyone, and line styles besides."
+    colors = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe & Ito 2008
     styles = ["-", "--", "-.", ":", "-", "--", "-."]
     plt.rcParams.update({
         "figure.figsize": (6, 4), "figure.dpi": 100, "figure.constrained_layout.use": True,
         "font.size": 11, "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False,
-        "axes.prop_cycle": cycler(color=COLORS) + cycler(linestyle=styles),
+        "axes.prop_cycle": cycler(color=colors) + cycler(linestyle=styles),
         "image.cmap": "viridis", "lines.linewidth": 1.8, "legend.frameon": False,
     })
 
@@ -474,18 +490,18 @@ def plot_kernel(kernel, *, ax=None, order=None, title=""):
     """Heatmap of a kernel (N1, N2), with a colour bar. Returns the axes.
 
     Colours run from 0 or the lowest entry up (`viridis`); they are symmetric about 0 (`RdBu_r`) once a negative entry is
-    more than a quarter as large as the largest. `order` is a
-    permutation of the rows and columns of a square kernel, say `labels.argsort()`. Called again with an `ax` it has drawn
-    on, it updates the picture that is there, which is much faster than drawing anew.
+    more than a quarter as large as the largest. `order` is a permutation of the rows and columns of a square kernel, say
+    `labels.argsort()`. Called again with an `ax` it has drawn on, it updates the picture there: faster than drawing anew.
     Raises ValueError if the kernel is not a finite matrix, or `order` not a permutation of its rows.
     """
-    kernel = _matrix(kernel).float().cpu()
+    kernel = _matrix(kernel).double().cpu()
     if order is not None:
         order = torch.as_tensor(order).cpu()
-        if kernel.shape[0] != kernel.shape[1] or not torch.equal(order.sort()[0], torch.arange(len(kernel))):
-            raise ValueError(f"order must be a permutation of 0 … {len(kernel) - 1} for a square kernel, "
-                             f"got a kernel of shape {tuple(kernel.shape)} and order of shape {tuple(order.shape)}")
+        permutes = not order.is_floating_point() and torch.equal(order.sort()[0], torch.arange(len(kernel)))
+        _require(permutes and kernel.shape[0] == kernel.shape[1], f"order must be a permutation of 0 … {len(kernel) - 1} for "
+                 f"a square kernel, got a kernel of shape {tuple(kernel.shape)} and order of shape {tuple(order.shape)}")
         kernel = kernel[order][:, order]
+    kernel = kernel.numpy()
     ax = plt.subplots(figsize=(5, 4.2))[1] if ax is None else ax
     image = next((image for image in ax.images if image.get_label() == "kernel"), None)
     if image is None:
@@ -497,7 +513,7 @@ def plot_kernel(kernel, *, ax=None, order=None, title=""):
         for axes in (ax, bar.ax):
             axes.locator_params(nbins=4)  # ticks are most of the time a redraw takes
     rows, columns = kernel.shape
-    low, top = min(0.0, float(kernel.min())), float(kernel.abs().max()) or 1.0
+    low, top = min(0.0, float(kernel.min())), float(abs(kernel).max()) or 1.0
     signed = low < -top / 4
     image.set(data=kernel, extent=(-0.5, columns - 0.5, rows - 0.5, -0.5), clim=(-top if signed else low, top),
               cmap="RdBu_r" if signed else "viridis")
@@ -510,8 +526,7 @@ def show(figure, alt):
 
     The text is stored with the picture and is what a reader without images, and the comparison in CI, gets.
     """
-    figure = _figure(figure)
-    buffer = io.BytesIO()
+    figure, buffer = _figure(figure), io.BytesIO()
     figure.savefig(buffer, format="png", dpi=2 * figure.dpi)  # sharp on any screen
     width, height = (figure.get_size_inches() * figure.dpi).round().astype(int).tolist()
     data = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": alt}
@@ -521,8 +536,7 @@ def show(figure, alt):
 
 def _figure(figure):
     figure = getattr(figure, "figure", figure)
-    if not isinstance(figure, Figure):
-        raise TypeError(f"expected a Matplotlib figure or axes, got {type(figure).__name__}")
+    _require(isinstance(figure, Figure), f"expected a Matplotlib figure or axes, got {type(figure).__name__}", TypeError)
     return figure
 
 
@@ -534,28 +548,27 @@ class Explorer(widgets.VBox):
 
     draw(**values) returns a figure or axes, best the same one each time with its artists updated.
     alt: the picture's alternative text, a format string filled with the values and the figure's `title`.
-    controls: a list of numbers (a slider over them), a tuple (min, max[, step]), a bool, a list of strings, or a widget.
-    A control starts at the default that `draw` gives its argument, if any.
+    controls: a list of numbers (a slider over them), a tuple (min, max[, step]), a bool, a list of strings, or a widget;
+        each starts at the default that `draw` gives its argument, if any. `controls["width"].value = 64` moves one.
 
-    If `draw` raises, its message stands under the controls and the last good picture stays. A control's value can be set
-    from code too: `explorer.controls["width"].value = 64`. Raises TypeError or ValueError for controls it cannot make,
-    that `draw` does not take, or that `alt` does not know.
+    If `draw` raises, its message stands under the controls and the last good picture stays. Raises TypeError or ValueError
+    for controls it cannot make, that `draw` does not take, or that `alt` does not know.
     """
 
     def __init__(self, draw, alt, **controls):
-        parameters = inspect.signature(draw).parameters
+        signature = inspect.signature(draw)
         try:
-            inspect.signature(draw).bind(**controls)
+            signature.bind(**controls)
         except TypeError as error:
             raise TypeError(f"draw must take the controls {list(controls)}: {error}") from None
-        defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
+        defaults = {name: p.default for name, p in signature.parameters.items() if p.default is not p.empty}
         self.controls = {name: _control(name, spec, defaults.get(name)) for name, spec in controls.items()}
         self._draw, self._alt = draw, alt
         try:
-            alt.format(title="", **self.values)
-        except (KeyError, IndexError) as error:
+            alt.format(**{"title": "", **self.values})
+        except (KeyError, IndexError, AttributeError) as error:
             raise ValueError(f"alt may name the controls {list(controls)} and title, got {{{error.args[0]}}}") from None
-        self.message, self.picture, self.png = widgets.HTML(), widgets.HTML(), b""
+        self.message, self.picture, self.png, self.alt = widgets.HTML(), widgets.HTML(), b"", ""
         super().__init__([*self.controls.values(), self.message, self.picture])
         self.add_class("ntk-explorer")
         for control in self.controls.values():
@@ -568,17 +581,19 @@ class Explorer(widgets.VBox):
         return {name: control.value for name, control in self.controls.items()}
 
     def _update(self, change=None):
-        values = self.values
+        values, others = self.values, plt.get_fignums()
         try:
             figure = _figure(self._draw(**values))
-            self.png = _png(figure)
+            plt.close(figure)  # or the inline backend shows it a second time
             title = figure.axes[0].get_title() if figure.axes else ""
-            self.alt = self._alt.format(**{"title": title, **values})
+            alt = self._alt.format(**{"title": title, **values})
+            self.png, self.alt = _png(figure), alt
         except Exception as error:
+            for number in {*plt.get_fignums()} - {*others}:
+                plt.close(number)
             text = html.escape(f"{type(error).__name__}: {error}")
             self.message.value = f'<p role="alert"><b>No picture for {html.escape(repr(self))}.</b> {text}</p>'
             return
-        plt.close(figure)  # or the inline backend shows it a second time
         self.message.value = ""
         width, height = figure.get_size_inches() * figure.dpi
         self.picture.layout.min_height = f"{height:.0f}px"  # so that nothing jumps while a picture loads
@@ -592,9 +607,8 @@ class Explorer(widgets.VBox):
         "The live view and, for readers without a kernel, the picture with its text."
         bundle = super()._repr_mimebundle_(**kwargs)
         bundle["text/plain"] = repr(self)
-        if not self.png:
-            return bundle
-        bundle["image/png"] = base64.b64encode(self.png).decode()
+        if self.png:
+            bundle["image/png"] = base64.b64encode(self.png).decode()
         return bundle, {"image/png": {"alt": self.alt}}
 
 
@@ -615,10 +629,12 @@ def _control(name, spec, default):
         control = widgets.SelectionSlider(options=spec)
     else:
         control = widgets.interactive.widget_from_abbrev(spec)
-    if not isinstance(control, widgets.ValueWidget):
-        raise TypeError(f"{name} must be a list, a tuple (min, max[, step]), a bool or a widget, got {spec!r}")
+    _require(isinstance(control, widgets.ValueWidget) and spec != [],
+             f"{name} must be a list, a tuple (min, max[, step]), a bool or a widget, got {spec!r}", TypeError)
     if default is not None:
-        control.value = default
+        with suppress(TraitError):
+            control.value = default
+        _require(control.value == default, f"{name} must offer draw's default, {default!r}, got {spec!r}")
     control.description = control.description or name.replace("_", " ")
     control.tooltip = control.tooltip or f"{control.description}: use the arrow keys, or drag"
     control.style.description_width = "8em"
@@ -643,16 +659,16 @@ def check(answer, expected):
 def _verdict(answer, expected):
     if answer is ... or answer is None:
         return "Not attempted yet: put your answer in place of the … and run the cell again."
-    if isinstance(expected, str):
-        same = isinstance(answer, str) and answer.strip().casefold() == expected.strip().casefold()
+    if isinstance(expected, (str, bool)):
+        same = str(answer).strip().casefold() == str(expected).strip().casefold()
         return "Right." if same else f"Not yet: {answer!r} is not it."
     try:
         got, want = _numbers(answer), _numbers(expected)
-    except (TypeError, ValueError, RuntimeError):
+    except Exception:
         return f"Not yet: expected numbers, got {type(answer).__name__}."
     if got.shape != want.shape:
-        hint = " (transposed?)" if got.shape == want.shape[::-1] else ""
-        hint = hint or (" (the right number of entries, in another arrangement)" if got.size == want.size else "")
+        hint = " (the right number of entries, in another arrangement)" if got.size == want.size else ""
+        hint = " (transposed?)" if got.shape == want.shape[::-1] else hint
         return f"Not yet: expected shape {want.shape}, got {got.shape}{hint}."
     if not np.isfinite(got).all():
         return f"Not yet: {np.sum(~np.isfinite(got))} of {got.size} entries are NaN or infinite."
@@ -666,15 +682,16 @@ def _verdict(answer, expected):
         return "Not yet: the sign is wrong."
     if got.ndim == 2 and got.shape[0] == got.shape[1] and agree(got.T).all():
         return "Not yet: this is the transpose of it."
-    factor = np.vdot(got, got) / np.vdot(got, want) if np.vdot(got, want) else 0
-    if factor > 0 and np.allclose(got, factor * want, rtol=1e-3, atol=1e-5 * factor * scale):
+    with np.errstate(all="ignore"):
+        factor = np.vdot(got, got) / np.vdot(got, want)
+        proportional = np.allclose(got, factor * want, rtol=1e-3, atol=1e-5 * factor * scale)
+    if proportional and 0 < factor < np.inf and abs(factor - 1) > 0.01:
         size = f"too large by a factor {factor:.3g}" if factor > 1 else f"too small by a factor {1 / factor:.3g}"
         return f"Not yet: {size}."
     if got.ndim == 0:
         return f"Not yet: {answer} is too {'large' if got > want else 'small'}."
-    where = tuple(int(i) for i in np.argwhere(~agree(got))[0])
-    place = where[0] if len(where) == 1 else where
-    return (f"Not yet: {np.sum(~agree(got))} of {got.size} entries differ, first [{place}]: "
+    where = tuple(np.argwhere(~agree(got))[0].tolist())
+    return (f"Not yet: {np.sum(~agree(got))} of {got.size} entries differ, first [{', '.join(map(str, where))}]: "
             f"expected {want[where]:.4g}, got {got[where]:.4g}.")
 
 

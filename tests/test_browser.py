@@ -161,7 +161,8 @@ def run_all(page, path):
     cells = json.loads(path.read_text())["cells"]
     expect(page.locator(".jp-Notebook .jp-Cell")).to_have_count(len(cells), timeout=60_000)
     page.wait_for_function("window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel", timeout=60_000)
-    page.evaluate("jupyterapp.shell.currentWidget.sessionContext.session.kernel.info")  # before it answers, cells get lost
+    # until the kernel has answered, cells sent to it get lost
+    page.evaluate("jupyterapp.shell.currentWidget.sessionContext.session.kernel.info")
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     ran = [f"[{i}]:" for i, _ in enumerate((c for c in cells if c["cell_type"] == "code" and c["source"]), start=1)]
@@ -171,6 +172,7 @@ def run_all(page, path):
 
 
 def assert_no_error(page):
+    "No cell failed or warned, every widget is there, and no dialog asks anything."
     assert page.locator(FAILED_OUTPUT).all_inner_texts() == []
     expect(page.locator(".ntk-explorer [role=alert]")).to_have_count(0)
     for text in ("Error displaying widget", "Loading widget", "Error creating widget"):
@@ -179,7 +181,7 @@ def assert_no_error(page):
 
 
 def press(page, handle, key):
-    """Press a key on a slider's handle and wait for the picture it leads to: milliseconds, or None if the slider is at its end.
+    """Press a key on a slider's handle and wait for the picture it leads to: milliseconds, or None at the slider's end.
 
     The new picture must differ from the last one, and its alternative text must give the slider's new value.
     """
