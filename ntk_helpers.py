@@ -230,8 +230,7 @@ def compute_ntk(model, x1, x2=None, *, method="auto", chunk_size=None, n_jobs=No
 def _default_chunk(model, method, outputs, n, n_jobs):
     chunk = n
     if method in ("jacobian", "ntk_vector_products"):
-        params = [p for p in model.parameters() if p.requires_grad]
-        bytes_per_row = outputs * sum(p.numel() * p.element_size() for p in params)
+        bytes_per_row = outputs * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
         chunk = max(1, int(MEMORY_BUDGET / (4 * bytes_per_row)))  # two Jacobians, each copied once
     if n_jobs is not None:
         workers = n_jobs if n_jobs > 0 else torch.multiprocessing.cpu_count()
@@ -278,12 +277,11 @@ def _uses(node):
     uses, todo, seen = Counter(), [node], set()
     while todo:
         node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        following = [following for following, _ in node.next_functions]
-        uses.update(f.variable for f in following if hasattr(f, "variable"))
-        todo += following
+        if node is not None and node not in seen:
+            seen.add(node)
+            following = [following for following, _ in node.next_functions]
+            uses.update(f.variable for f in following if hasattr(f, "variable"))
+            todo += following
     return uses
 
 
@@ -377,7 +375,7 @@ def _check(model, x, name):
                  "depends on the others or on chance, also after model.eval()")
     with torch.no_grad():
         out = _forward(model, x, name)
-        _require(isinstance(out, torch.Tensor), f"the model's output must be one tensor (N, O), got {type(out).__name__}", TypeError)
+        _require(isinstance(out, torch.Tensor), f"the output must be one tensor (N, O), got {type(out).__name__}", TypeError)
         _require(out.ndim == 2 and len(out) == len(x) and out.shape[1] > 0, "the model's output must have shape (N, O) = "
                  f"({len(x)}, O), got {tuple(out.shape)} for {name} of shape {shape}")
         _require(out.is_floating_point(), f"the model's output must be of a floating dtype, got {out.dtype}", TypeError)
@@ -686,8 +684,7 @@ def _verdict(answer, expected):
         factor = np.vdot(got, got) / np.vdot(got, want)
         proportional = np.allclose(got, factor * want, rtol=1e-3, atol=1e-5 * factor * scale)
     if proportional and 0 < factor < np.inf and abs(factor - 1) > 0.01:
-        size = f"too large by a factor {factor:.3g}" if factor > 1 else f"too small by a factor {1 / factor:.3g}"
-        return f"Not yet: {size}."
+        return f"Not yet: too {'large' if factor > 1 else 'small'} by a factor {max(factor, 1 / factor):.3g}."
     if got.ndim == 0:
         return f"Not yet: {answer} is too {'large' if got > want else 'small'}."
     where = tuple(np.argwhere(~agree(got))[0].tolist())

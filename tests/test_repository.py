@@ -78,7 +78,8 @@ def test_ruff_finds_nothing():
 
 
 def test_helper_module_stays_small():
-    assert len((ROOT / "ntk_helpers.py").read_text().splitlines()) < 700
+    lines = (ROOT / "ntk_helpers.py").read_text().count("\n")
+    assert lines < 700
 
 
 # its dependencies are imported first: what is left is the module's own time
@@ -98,3 +99,19 @@ def test_helper_module_is_imported_quickly(capsys):
     with capsys.disabled():
         print(f"\nimport ntk_helpers: {1000 * min(times):.1f} ms beyond its dependencies")
     assert min(times) < 0.3
+
+
+@pytest.mark.parametrize(("readme", "code", "says"), [
+    ("<!-- command: test -->\n```sh\necho ran && exit 3\n```\n```sh\nexit 4\n```\n", 3, "ran"),
+    ("```sh\necho ran\n```\n", 1, "README.md has no fenced block"),
+], ids=["fails as README's command fails", "fails without the command"])
+def test_ci_runs_the_test_command_of_readme(tmp_path, readme, code, says):
+    shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
+    (tmp_path / "README.md").write_text(readme)
+    dpkg = tmp_path / "bin/dpkg"  # says that all packages are there
+    dpkg.parent.mkdir()
+    dpkg.write_text("#!/bin/sh\n")
+    dpkg.chmod(0o755)
+    done = run(tmp_path / ".ci/run", env={"PATH": f"{dpkg.parent}:/usr/bin:/bin"})
+    assert done.returncode == code
+    assert says in done.stdout + done.stderr
