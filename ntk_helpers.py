@@ -612,7 +612,7 @@ class Explorer(widgets.VBox):
 
 def _png(figure):
     "As fast as it goes: the layout is found once and kept, and the compression is light."
-    canvas = FigureCanvasAgg(figure)
+    canvas = figure.canvas if isinstance(figure.canvas, FigureCanvasAgg) else FigureCanvasAgg(figure)
     if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
         figure.get_layout_engine().set(rect=(0, 0, 0.95, 1))  # room for longer tick labels later
     canvas.draw()
