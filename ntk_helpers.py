@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from cycler import cycler
 from IPython.display import display
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, effective_n_jobs
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -31,10 +31,6 @@ from torch import nn
 from torch.func import functional_call, jacrev, jvp, vjp, vmap
 from tqdm.auto import tqdm
 from traitlets import TraitError
-
-__all__ = ["MLP", "get_grads", "compute_ntk", "cosine", "alignment", "spectrum", "Spectrum",
-           "plot_kernel", "set_style", "show", "Explorer", "check"]
-
 
 # 01 · The model ------------------------------------------------------------------------------------------------------
 
@@ -212,8 +208,7 @@ def compute_ntk(model, x1, x2=None, *, method="auto", chunk_size=None, n_jobs=No
             _require(plain or method == "auto", 'method="layerwise" serves an MLP of this module with its layers as they '
                      f'were made, not this {type(model).__name__}; use method="jacobian"')
             method = "layerwise" if plain else "jacobian"
-        if chunk_size is None:
-            chunk_size = _default_chunk(model, method, outputs, len(x1), n_jobs)
+        chunk_size = chunk_size or _default_chunk(model, method, outputs, len(x1), n_jobs)
         rows = _ROWS[method]
         if len(x1) <= chunk_size:
             ntk = rows(model, x1, x2, chunk_size)
@@ -233,8 +228,7 @@ def _default_chunk(model, method, outputs, n, n_jobs):
         bytes_per_row = outputs * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
         chunk = max(1, int(MEMORY_BUDGET / (4 * bytes_per_row)))  # two Jacobians, each copied once
     if n_jobs is not None:
-        workers = n_jobs if n_jobs > 0 else torch.multiprocessing.cpu_count()
-        chunk = min(chunk, math.ceil(n / workers))
+        chunk = min(chunk, math.ceil(n / effective_n_jobs(n_jobs)))
     return chunk
 
 
@@ -252,9 +246,8 @@ def _rows_layerwise(model, x1, x2, chunk_size):
 def _taps(model, x):
     "For each layer of an MLP: its inputs A (N, fan_in) and the gradients D (N, O, fan_out) of f at what it returns."
     inputs, preactivations = [], []
-    a = x.detach()
     for layer in model.layers:
-        inputs.append(a if layer is model.layers[0] else model.activation(preactivations[-1].clone()))
+        inputs.append(x if layer is model.layers[0] else model.activation(preactivations[-1].clone()))
         z = model.preactivation(layer, inputs[-1])
         preactivations.append(z if z.requires_grad else z.requires_grad_())
     out = preactivations[-1]
@@ -263,6 +256,7 @@ def _taps(model, x):
     return [(a.detach(), torch.stack(d, dim=1)) for a, d in zip(inputs, zip(*grads))]
 
 
+@torch.enable_grad()
 def _is_plain_mlp(model, x):
     "Whether the layer-wise formula holds: each parameter is one layer's weight or bias and enters the graph once."
     return (type(model) is MLP
@@ -272,16 +266,15 @@ def _is_plain_mlp(model, x):
             and max(_uses(model(x[:1]).grad_fn).values(), default=1) == 1)
 
 
-def _uses(node):
+def _uses(root):
     "How often each parameter enters a graph: the edges into its AccumulateGrad node."
-    uses, todo, seen = Counter(), [node], set()
+    uses, todo, seen = Counter(), [root], {None}
     while todo:
         node = todo.pop()
-        if node is not None and node not in seen:
+        if node not in seen:
             seen.add(node)
-            following = [following for following, _ in node.next_functions]
-            uses.update(f.variable for f in following if hasattr(f, "variable"))
-            todo += following
+            todo += [following for following, _ in node.next_functions]
+            uses.update(f.variable for f, _ in node.next_functions if hasattr(f, "variable"))
     return uses
 
 
@@ -379,6 +372,8 @@ def _check(model, x, name):
                  f"({len(x)}, O), got {tuple(out.shape)} for {name} of shape {shape}")
         _require(out.is_floating_point(), f"the model's output must be of a floating dtype, got {out.dtype}", TypeError)
         _require(out.isfinite().all(), f"the model's outputs must be finite, got NaN or infinity for {name}")
+        if _is_plain_mlp(model, x) and model.activation in ACTIVATIONS.values():
+            return out.shape[1]  # whose examples cannot mix
         parts = (x[:1], x[1:]) if len(x) > 1 else (torch.cat([x, x]),)
         again = torch.cat([_forward(model, part, name) for part in parts])[:len(x)]
         same = (again - out).abs().max() <= torch.finfo(out.dtype).eps ** 0.5 * out.abs().max()
@@ -504,17 +499,18 @@ def plot_kernel(kernel, *, ax=None, order=None, title=""):
     if image is None:
         image = ax.imshow(kernel, label="kernel", interpolation="nearest")
         bar = ax.figure.colorbar(image, ax=ax)
-        bar.ax.set_title("kernel", fontsize="medium", pad=8)
-        ax.set(xlabel="example x′", ylabel="example x")
+        bar.ax.set_title("kernel", fontsize="medium", pad=8, y=1)
+        bar.ax.locator_params(nbins=3)
+        ax.set(xticks=[], yticks=[])  # they would take a third of the time of a redraw
         ax.spines[:].set_visible(False)
-        for axes in (ax, bar.ax):
-            axes.locator_params(nbins=4)  # ticks are most of the time a redraw takes
     rows, columns = kernel.shape
+    ax.set(xlabel=f"example x′, 0 to {columns - 1}", ylabel=f"example x, 0 to {rows - 1}")
     low, top = min(0.0, float(kernel.min())), float(abs(kernel).max()) or 1.0
     signed = low < -top / 4
-    image.set(data=kernel, extent=(-0.5, columns - 0.5, rows - 0.5, -0.5), clim=(-top if signed else low, top),
-              cmap="RdBu_r" if signed else "viridis")
-    ax.set_title(title)
+    image.set(data=kernel, extent=(-0.5, columns - 0.5, rows - 0.5, -0.5), clim=(-top if signed else low, top))
+    if image.get_cmap().name != ("RdBu_r" if signed else "viridis"):  # setting it draws the colour bar anew
+        image.set_cmap("RdBu_r" if signed else "viridis")
+    ax.set_title(title, y=1)  # finding the best height takes as long as the picture
     return ax
 
 
@@ -545,7 +541,7 @@ class Explorer(widgets.VBox):
 
     draw(**values) returns a figure or axes, best the same one each time with its artists updated.
     alt: the picture's alternative text, a format string filled with the values and the figure's `title`.
-    controls: a list of numbers (a slider over them), a tuple (min, max[, step]), a bool, a list of strings, or a widget;
+    controls: a list (a slider over its entries), a tuple (min, max[, step]), a bool, or a widget;
         each starts at the default that `draw` gives its argument, if any. `controls["width"].value = 64` moves one.
 
     If `draw` raises, its message stands under the controls and the last good picture stays. Raises TypeError or ValueError
@@ -566,7 +562,9 @@ class Explorer(widgets.VBox):
         except (KeyError, IndexError, AttributeError) as error:
             raise ValueError(f"alt may name the controls {list(controls)} and title, got {{{error.args[0]}}}") from None
         self.message, self.picture, self.png, self.alt = widgets.HTML(), widgets.HTML(), b"", ""
-        super().__init__([*self.controls.values(), self.message, self.picture])
+        # ipywidgets lets people type beside a slider over a list, but takes no notice
+        style = widgets.HTML("<style>.ntk-list .widget-readout {pointer-events: none; -webkit-user-modify: read-only}</style>")
+        super().__init__([*self.controls.values(), self.message, self.picture, style])
         self.add_class("ntk-explorer")
         for control in self.controls.values():
             control.observe(self._update, names="value")
@@ -617,13 +615,14 @@ def _png(figure):
     canvas.draw()
     figure.set_layout_engine("none")
     buffer = io.BytesIO()
-    Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(buffer, "png", compress_level=1)
+    Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(buffer, "png", compress_level=1, compress_type=3)
     return buffer.getvalue()
 
 
 def _control(name, spec, default):
-    if isinstance(spec, list) and spec and all(isinstance(value, Real) for value in spec):
+    if isinstance(spec, list) and spec:
         control = widgets.SelectionSlider(options=spec)
+        control.add_class("ntk-list")
     else:
         control = widgets.interactive.widget_from_abbrev(spec)
     _require(isinstance(control, widgets.ValueWidget) and spec != [],
