@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -14,7 +15,7 @@ from refresh_notebooks import ROOT, badges, normalise, repository, with_addresse
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.name for path in PATHS]
-MACHINE_PATHS = ("/home/", "/Users/", "/root/", "/tmp/", "site-packages")
+MACHINE_PATHS = (str(ROOT), str(Path.home()), tempfile.gettempdir(), "site-packages", "/home/", "/Users/")
 
 
 @pytest.fixture(params=PATHS, ids=NAMES)
