@@ -11,8 +11,11 @@ import inspect
 import io
 import math
 import threading
-from collections import Counter, namedtuple
+import warnings
+from collections import namedtuple
 from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import chain
 from numbers import Real
 
 import ipywidgets as widgets
@@ -28,6 +31,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 from torch import nn
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import GradientEdge
 from torch.func import functional_call, jacrev, jvp, vjp, vmap
 from tqdm.auto import tqdm
 from traitlets import TraitError
@@ -123,50 +128,49 @@ def get_grads(model, x):
     x (N, …) → (N, P) for a model with one output, (N, O, P) for several. The columns follow `model.parameters()`,
     a shared parameter counts once, and `.grad` is not touched. Refuses what `compute_ntk` refuses, with its errors.
     """
-    with _undisturbed(model, x) as x:
+    with _undisturbed(model, x) as (x,):
         _check(model, x, "x")
+        _forward(model, x, "x")
         grads = _jacobian(model, x)
     return grads.squeeze(1)
 
 
-def _jacobian(model, x):
-    "(N, O, P), by `vmap` where the model allows it and by a loop over examples where it does not (an LSTM, say)."
+def _jacobian(model, x, names=None):
+    "(N, O, P) by `vmap`, or where the model does not allow it (an LSTM, say) by a loop; of the parameters named, or all."
     with LOCK:
-        f, params = _functional(model)
-        with suppress(RuntimeError, NotImplementedError):
+        f, params = _functional(model, names)
+        with suppress(RuntimeError, NotImplementedError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, on what is slow under vmap
             if not f(params, x[0]).requires_grad:  # else it reads a parameter behind the back of functional_call
                 blocks = vmap(jacrev(f), (None, 0))(params, x)
                 return torch.cat([blocks[name].reshape(*blocks[name].shape[:2], -1) for name in params], dim=2)
-        return _jacobian_by_loop(model, x)
+        return _jacobian_by_loop(model, x, names)
 
 
-def _jacobian_by_loop(model, x):
-    params = [p for p in model.parameters() if p.requires_grad]
-    rows = []
-    for xi in x:
-        out = model(xi[None].clone())[0]
-        if not out.requires_grad:  # every path to a parameter is detached
-            rows.append(out.new_zeros(len(out), sum(p.numel() for p in params)))
-            continue
-        grads = [torch.autograd.grad(o, params, retain_graph=True, materialize_grads=True) for o in out]
-        rows.append(torch.stack([torch.cat([g.flatten() for g in gs]) for gs in grads]))
-    return torch.stack(rows)
+def _jacobian_by_loop(model, x, names=None):
+    params = [p for name, p in model.named_parameters() if p.requires_grad and (names is None or name in names)]
+
+    def gradient(output):
+        grads = torch.autograd.grad(output, params, retain_graph=True, materialize_grads=True) if output.requires_grad else params
+        return torch.cat([g.flatten() for g in grads]) * output.requires_grad
+
+    return torch.stack([torch.stack([gradient(output) for output in model(xi[None].clone())[0]]) for xi in x]).detach()
 
 
-def _functional(model):
-    "f(params, xi) → (O,), the model as a function of its trainable parameters and one example, and these parameters."
-    params = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    names = {p: name for name, p in model.named_parameters()}
-    slots = {f"{place}.{name}" if place else name: names[p] for place, module in model.named_modules()
+def _functional(model, names=None):
+    "f(params, xi) → (O,), the model as a function of the parameters named, or all, and one example; and these parameters."
+    first = {p: name for name, p in model.named_parameters() if p.requires_grad}
+    slots = {f"{place}.{name}" if place else name: p for place, module in model.named_modules()
              for name, p in module.named_parameters(recurse=False, remove_duplicate=False) if p.requires_grad}
-    f = lambda params, xi: functional_call(model, {slot: params[name] for slot, name in slots.items()},
+    f = lambda params, xi: functional_call(model, {slot: params.get(first[p], p.detach()) for slot, p in slots.items()},
                                            (xi[None].clone(),), tie_weights=False)[0]
-    return f, params
+    return f, {name: p.detach() for p, name in first.items() if names is None or name in names}
 
 
 # 03 · The kernel -----------------------------------------------------------------------------------------------------
 
-MEMORY_BUDGET = 256e6  # bytes for the Jacobians held at once
+_Share = namedtuple("_Share", "key inputs gradients factor constant")  # A (N, T, fan_in) and D (N, T, O, fan_out) of a layer
+MEMORY_BUDGET = 256e6  # bytes that compute_ntk may hold besides the inputs, the parameters and the kernel
 LOCK = threading.RLock()  # functional_call exchanges the model's own parameters while it runs
 
 
@@ -177,147 +181,261 @@ def compute_ntk(model, x1, x2=None, *, method="auto", chunk_size=None, n_jobs=No
     with the model's dtype, on its device. With x2 = None the result is exactly symmetric. The model is left as it was.
 
     method
-        "auto": the first of the next two that serves the model.
-        "layerwise": Σ over layers of (D Dᵀ) ∘ (A Aᵀ + 1), from each layer's inputs A and output gradients D; for an `MLP`.
+        "auto": "layerwise" for every parameter it serves, "jacobian" for the others of the same model.
+        "layerwise": Σ over layers of (D Dᵀ) ∘ (A Aᵀ + 1), from a layer's inputs A and the gradients D at its outputs.
+            Serves weights and biases of linear layers and convolutions that enter the graph once, as they are.
         "jacobian": J Jᵀ. Cost N·O backward passes and N²O²P (Novak et al. 2022, arXiv:2206.08720, section 3.2).
         "ntk_vector_products": Θ v by one backward and one forward-mode pass per pair and output, without any Jacobian
-        (same paper, section 3.3).
+            (same paper, section 3.3).
         "loop": the definition, one pair of gradients at a time. Slow; to learn from and to test against.
-    chunk_size: rows of the kernel computed at a time; None: all in "layerwise" and "loop", else as many as keep the
-        Jacobians within 256 MB.
-    n_jobs: processes that share the rows, through `joblib.Parallel`. None: this process alone.
-    progress: show a bar over the chunks.
+    chunk_size: examples held at a time. None: as many as fit into 256 MB, and one if none does.
+    n_jobs: processes that share the rows, as in `joblib.Parallel`. None: one, or what `joblib.parallel_config` says.
+    progress: show a bar.
 
     Raises TypeError or ValueError, saying what was expected and what came: a model that is not an `nn.Module`, has no
     trainable parameter, or gives an output that is not (N, O), or that for one example depends on the others or on chance
     (call `model.eval()`); inputs that are no tensors, are empty, or have another shape, dtype or device than the model
     takes; NaN or infinity anywhere; a method that cannot serve the model.
     """
-    _require(method in ("auto", *_ROWS), f"method must be one of {('auto', *_ROWS)}, got {method!r}")
+    _require(method in [*_METHODS], f"method must be one of {(*_METHODS,)}, got {method!r}")
     if chunk_size is not None:
         _require_positive_integer("chunk_size", chunk_size)
     _require(n_jobs is None or type(n_jobs) is int and n_jobs != 0,
              f"n_jobs must be None or an integer other than 0, got {n_jobs!r}")
-
     with _undisturbed(model, x1, x2) as (x1, x2):
-        outputs = _check(model, x1, "x1")
-        if x2 is not None:
-            _check(model, x2, "x2")
-        if method in ("auto", "layerwise"):
-            plain = _is_plain_mlp(model, x1)
-            _require(plain or method == "auto", 'method="layerwise" serves an MLP of this module with its layers as they '
-                     f'were made, not this {type(model).__name__}; use method="jacobian"')
-            method = "layerwise" if plain else "jacobian"
-        chunk_size = chunk_size or _default_chunk(model, method, outputs, len(x1), n_jobs)
-        rows = _ROWS[method]
-        if len(x1) <= chunk_size:
-            ntk = rows(model, x1, x2, chunk_size)
-        else:
-            tiles = tqdm(x1.split(chunk_size), desc="NTK rows", disable=not progress)
-            other = x1 if x2 is None else x2
-            ntk = torch.cat(Parallel(n_jobs or 1)(delayed(rows)(model, tile, other, chunk_size) for tile in tiles))
-        if x2 is None:
-            ntk = (ntk + ntk.permute(1, 0, 3, 2)) / 2
-        _require(ntk.isfinite().all(), "the kernel must be finite, got NaN or infinity: a gradient is, or overflows")
-    return ntk[:, :, 0, 0] if outputs == 1 else ntk
+        xs = {"x1": x1} if x2 is None else {"x1": x1, "x2": x2}
+        for name, x in xs.items():
+            _check(model, x, name)
+        layouts, sizes = zip(*(_rehearsal(model, method, x, name) for name, x in xs.items()))
+        layouts = dict(set.intersection(*(set(layout.items()) for layout in layouts)))
+        n1, n2, jobs = len(x1), len(x1 if x2 is None else x2), effective_n_jobs(n_jobs)
+        fit = max(1, int(MEMORY_BUDGET / 2 / max(1, *sizes)))
+        size = chunk_size or (fit if max(n1, n2) <= fit else math.ceil(fit / 2))  # two chunks, unless one is all
+        step = min(size, math.ceil(n1 / jobs / min(jobs, 2)))  # two strips for each process: they are of unequal length
+        work = _blocks if jobs == 1 else lambda *strip: [*_blocks(*strip)]  # another process cannot yield
+        strips = Parallel(n_jobs, return_as="generator_unordered")(
+            delayed(work)(model, method, layouts, x1, x2, start, start + step, size) for start in range(0, n1, step))
+        ntk = None
+        with tqdm(total=n1 * n2, desc="NTK", unit=" entries", unit_scale=True, disable=not progress) as bar:
+            for i, j, block in chain.from_iterable(strips):
+                _require(block.isfinite().all(), "the kernel must be finite, got NaN or infinity: a gradient is, or overflows")
+                ntk = block.new_empty(n1, n2, *block.shape[2:]) if ntk is None else ntk
+                rows, columns = slice(i, i + len(block)), slice(j, j + block.shape[1])
+                ntk[rows, columns] = block
+                if x2 is None:
+                    ntk[columns, rows] = block.permute(1, 0, 3, 2)
+                bar.update(len(block) * (block.shape[1] if x2 is not None else 2 * block.shape[1] - len(block) * (i == j)))
+    return ntk[:, :, 0, 0] if ntk.shape[2] == 1 else ntk
 
 
-def _default_chunk(model, method, outputs, n, n_jobs):
-    chunk = n
-    if method in ("jacobian", "ntk_vector_products"):
-        bytes_per_row = outputs * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-        chunk = max(1, int(MEMORY_BUDGET / (4 * bytes_per_row)))  # two Jacobians, each copied once
-    if n_jobs is not None:
-        chunk = min(chunk, math.ceil(n / effective_n_jobs(n_jobs)))
-    return chunk
+def _blocks(model, method, layouts, x1, x2, start, stop, size):
+    """Yield (i, j, Θ[i:…, j:…]) for the rows from `start` to `stop`, the columns in chunks of `size`. With x2 None only
+    what is on the diagonal or right of it: Θ(x′, x) = Θ(x, x′)ᵀ is the rest."""
+    prepare, multiply = _METHODS[method]
+    prepared = lambda x, name: prepare(model, x, _forward(model, x, name), layouts)
+    columns, name, first = (x1, "x1", min(stop, len(x1))) if x2 is None else (x2, "x2", 0)
+    rows = prepared(x1[start:stop], "x1")
+    for j in [start] * (x2 is None) + [*range(first, len(columns), size)]:
+        diagonal = j < first
+        one, two = rows, rows if diagonal else prepared(columns[j:j + size], name)
+        if [s.key for s in one] != [s.key for s in two]:  # the model branches on its inputs
+            one, two = ([_whole(_jacobian(model, x))] for x in (x1[start:stop], columns[j:j + size]))
+        height, (width, _, outputs, _) = len(one[0].inputs), two[0].gradients.shape
+        slab = min(max(64, math.ceil(height / 8)), max(1, int(MEMORY_BUDGET / 128 / (width * outputs**2))))
+        for i in range(0, height, slab):
+            left = i if diagonal else 0
+            block = multiply(model, [s._replace(inputs=s.inputs[i:i + slab], gradients=s.gradients[i:i + slab]) for s in one],
+                             [s._replace(inputs=s.inputs[left:], gradients=s.gradients[left:]) for s in two])
+            if diagonal:
+                square = block[:, :len(block)]
+                square.copy_((square + square.permute(1, 0, 3, 2)) / 2)
+            yield start + i, j + left, block
 
 
-def _rows_layerwise(model, x1, x2, chunk_size):
-    taps1 = _taps(model, x1)
-    taps2 = taps1 if x2 is None else _taps(model, x2)
+def _sum_of_shares(model, shares1, shares2):
+    "Over layers, and over the T places at which each is applied to an example: (D Dᵀ) ∘ (factor · A Aᵀ + constant)."
     ntk = 0
-    for layer, (a1, d1), (a2, d2) in zip(model.layers, taps1, taps2):
-        weight_scale, bias_scale = model.scales(layer)
-        inputs = weight_scale**2 * a1 @ a2.T * layer.weight.requires_grad + bias_scale**2 * layer.bias.requires_grad
-        ntk = ntk + torch.einsum("iap,jbp->ijab", d1, d2) * inputs[:, :, None, None]
+    for (_, a1, d1, factor, constant), (_, a2, d2, *_) in zip(shares1, shares2):
+        for s, t in np.ndindex(a1.shape[1], a2.shape[1]):
+            inputs = factor * (a1[:, s] @ a2[:, t].T)[:, :, None, None] + constant
+            ntk = ntk + torch.einsum("iap,jbp->ijab", d1[:, s], d2[:, t]).mul_(inputs)
     return ntk
 
 
-def _taps(model, x):
-    "For each layer of an MLP: its inputs A (N, fan_in) and the gradients D (N, O, fan_out) of f at what it returns."
-    inputs, preactivations = [], []
-    for layer in model.layers:
-        inputs.append(x if layer is model.layers[0] else model.activation(preactivations[-1].clone()))
-        z = model.preactivation(layer, inputs[-1])
-        preactivations.append(z if z.requires_grad else z.requires_grad_())
-    out = preactivations[-1]
+# Layer by layer. A product z = a Wᵀ + b in the graph that autograd recorded has ∂f/∂W = Dᵀ a and ∂f/∂b = D, where
+# D = ∂f/∂z. No module is asked: what counts is which products a parameter enters, and that it enters nothing else.
+
+PRODUCTS = {  # (node, place of the parameter): attributes of the node that hold a factor, and the inputs a; None for a bias
+    ("AddmmBackward0", 2): ("_saved_alpha", "_saved_mat1"), ("AddmmBackward0", 0): ("_saved_beta", None),
+    ("MmBackward0", 1): ("", "_saved_self"), ("AddBackward0", 0): ("", None), ("AddBackward0", 1): ("_saved_alpha", None),
+    ("ConvolutionBackward0", 1): ("", "_saved_input"), ("ConvolutionBackward0", 2): ("", None)}
+
+
+def _shares(model, x, out, layouts, strict=False):
+    "Shares that add up to Θ: one for each layer that has a formula, and the Jacobian of the other parameters."
+    layers, others = _layers(model, out)
+    for node in [node for node, uses in layers.items() if tuple(uses) not in layouts]:
+        others += layers.pop(node)
+    _require(not (strict and others), f'method="layerwise" cannot serve {", ".join(others)}, which the model uses otherwise '
+             'than once, as weight or bias of a linear layer or convolution; use method="auto"')
+    shares = [_whole(out.detach()[:, :, None][..., :0])]  # an output that depends on no parameter has Θ = 0
     # examples do not mix, so the gradient of the sum over examples holds each one's own
-    grads = [torch.autograd.grad(o.sum(), preactivations, retain_graph=True, materialize_grads=True) for o in out.T]
-    return [(a.detach(), torch.stack(d, dim=1)) for a, d in zip(inputs, zip(*grads))]
+    rows = zip(*([_reduced(node, uses.values(), d, layouts[(*uses,)], *out.shape) for (node, uses), d
+                  in zip(layers.items(), _pull(out, layers, v))] for v in torch.eye(out.shape[1]).to(out)))
+    for uses, outputs in zip(layers.values(), rows):
+        reduced = [torch.stack(d, -2) if len(d) > 1 else d[0].unsqueeze(-2) for d in zip(*outputs)]
+        if reduced[0].ndim == 3:
+            shares += [_whole(d, name, factor=use[0]**2) for d, (name, use) in zip(reduced, uses.items())]
+        else:
+            [(factor, a)] = [(factor, _places(a, len(x), layouts[(*uses,)])) for factor, a in uses.values() if a is not None]
+            shares.append(_Share((*uses, "layer"), a, *reduced, factor**2, sum(f**2 for f, a in uses.values() if a is None)))
+    return shares + ([_whole(_jacobian(model, x, others), *others)] if others else [])
 
 
-@torch.enable_grad()
-def _is_plain_mlp(model, x):
-    "Whether the layer-wise formula holds: each parameter is one layer's weight or bias and enters the graph once."
-    return (type(model) is MLP
-            and all(type(layer) is nn.Linear for layer in model.layers)
-            and {*model.parameters()} == {p for layer in model.layers for p in layer.parameters()}
-            and not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules())
-            and max(_uses(model(x[:1]).grad_fn).values(), default=1) == 1)
+def _whole(gradients, *key, factor=1.0):
+    "The share of parameters with the gradients (N, O, P): that of a layer at one place with input 1."
+    return _Share(key, gradients.new_ones(len(gradients), 1, 1), gradients[:, None], factor, 0.0)
 
 
-def _uses(root):
-    "How often each parameter enters a graph: the edges into its AccumulateGrad node."
-    uses, todo, seen = Counter(), [root], {None}
+def _layers(model, out):
+    "{node: {parameter's name: (factor, inputs)}} for the products in the graph, and the names of all others that count."
+    graph, todo = {out.grad_fn: []}, [out.grad_fn]  # {node or parameter: [(a node it flows into, in which place), …]}
     while todo:
         node = todo.pop()
-        if node not in seen:
-            seen.add(node)
-            todo += [following for following, _ in node.next_functions]
-            uses.update(f.variable for f, _ in node.next_functions if hasattr(f, "variable"))
-    return uses
+        for place, (source, _) in enumerate(getattr(node, "next_functions", ())):
+            source = getattr(source, "variable", source)  # of an AccumulateGrad node
+            todo += [source] * (source is not None and source not in graph)
+            graph.setdefault(source, []).append((node, place))
+    hidden = any(isinstance(node, BackwardCFunction) for node in graph)  # it may use parameters that no edge leads to
+    layers, others = {}, []
+    for name, p in model.named_parameters():
+        node, *use = _use(p, graph)
+        if p.requires_grad and node:
+            layers.setdefault(node, {})[name] = use
+        elif p.requires_grad and (p in graph or hidden):
+            others.append(name)
+    return layers, others
 
 
-def _rows_jacobian(model, x1, x2, chunk_size):
-    j1 = _jacobian(model, x1)
-    chunks = [j1] if x2 is None else (_jacobian(model, tile) for tile in x2.split(chunk_size))
-    return torch.cat([torch.einsum("iap,jbp->ijab", j1, j2) for j2 in chunks], dim=1)
+def _use(p, graph):
+    "(node, factor, inputs) of the one product that the parameter enters, as it is or times a number; else (None,)."
+    node, factor = p, 1.0
+    while len(graph.get(node, ())) == 1:
+        [(node, place)] = graph[node]
+        name, shape = node.name(), node._input_metadata[0].shape
+        if (name, place) in PRODUCTS:
+            scale, kept = PRODUCTS[name, place]
+            a = getattr(node, kept).detach() if kept else None
+            bias = name == "ConvolutionBackward0" or len(shape) > 1 and [*p.shape] == [*shape[-1:]]
+            fits = (p.ndim == a.ndim if kept else bias) and not getattr(node, "_saved_transposed", False)
+            return (node, factor * getattr(node, scale, 1.0), a) if fits else (None,)
+        if (name, place) in [("MulBackward0", 0), ("MulBackward0", 1), ("DivBackward0", 0)]:
+            number = node._saved_self if place else node._saved_other
+            if number.ndim:
+                break
+            factor = factor * number.item() if name == "MulBackward0" else factor / number.item()
+        elif name not in ("TBackward0", "PermuteBackward0"):
+            break
+    return (None,)
 
 
-def _rows_ntk_vector_products(model, x1, x2, chunk_size):
+def _pull(out, nodes, v):
+    "The gradients of Σ v · out at what the nodes returned; one row for each row of a product."
+    edges = [GradientEdge(node, 0) for node in nodes]
+    gradients = torch.autograd.grad(out, edges, v.expand_as(out), retain_graph=True, allow_unused=True) if edges else ()
+    gradients = [out.new_zeros(node._input_metadata[0].shape) if d is None else d for node, d in zip(nodes, gradients)]
+    return [d if node.name() == "ConvolutionBackward0" else d.flatten(0, -2) for node, d in zip(nodes, gradients)]
+
+
+def _places(rows, n, examples_first):
+    "(N·T, …) → (N, T, …)"
+    return rows.unflatten(0, (n, -1)) if examples_first else rows.unflatten(0, (-1, n)).transpose(0, 1)
+
+
+def _reduced(node, uses, d, layout, n, o):
+    """[D (N, T, fan_out)] for one output at a linear layer; or, where that makes for fewer operations, and for a convolution,
+    the gradients (N, P) of its weight and bias."""
+    if node.name() == "ConvolutionBackward0":
+        gradients = [_places(d.flatten(2).sum(2) if a is None else _convolution(node, a, d), n, layout) for _, a in uses]
+        return [g.sum(1) if g.shape[1] > 1 else g[:, 0] for g in gradients]
+    d = _places(d, n, layout)
+    fan_in, places, fan_out = sum(a.shape[1] for _, a in uses if a is not None), *d.shape[1:]
+    if fan_in and places**2 * (fan_in + o**2 * fan_out) <= o**2 * (fan_in + 1) * fan_out:
+        return [d]
+    return [d.sum(1) if a is None else torch.einsum("itp,itq->ipq", d, _places(a, n, layout)).flatten(1) for _, a in uses]
+
+
+def _convolution(node, a, d):
+    "Gradients (R, P) of a convolution's weight from inputs and output gradients (R, channels, …): each row is made a group."
+    n, weight = len(d), node._saved_weight.detach()
+    weight = weight[:1].expand(n * len(weight), *weight.shape[1:])  # only its shape counts
+    return torch.ops.aten.convolution_backward(
+        d.flatten(0, 1)[None], a.flatten(0, 1)[None], weight, None, node._saved_stride, node._saved_padding, node._saved_dilation,
+        False, node._saved_output_padding, n * node._saved_groups, (False, True, False))[1].reshape(n, -1)
+
+
+def _rehearsal(model, method, x, name):
+    """On a few examples: {names of the parameters of a product: whether its rows go example by example}, and bytes held for
+    each. Left out is a product with other rows. Row r is of example i if factors c_i at the outputs become c_i in row r."""
+    few, found, held = x[:5], {}, {}
+    n, out = len(few), _forward(model, few, name)
+    layers, _ = _layers(model, out)
+    c, w = torch.randn(n, 1).to(out), torch.randn(out.shape[1]).to(out)
+    for uses, before, after in zip(layers.values(), _pull(out, layers, w), _pull(out, layers, c * w)):
+        for layout in (False, True) if len(before) % n == 0 else ():
+            if _close(_places(after, n, layout), _places(before, n, layout) * c.view(n, *[1] * before.ndim)):
+                found[(*uses,)] = layout
+
+    def note(t):
+        held[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        one = _forward(model, x[:1], name)[:, :1]  # one output stands for all
+        shares = _METHODS[method][0](model, x[:1], one, found)
+    for share in shares:
+        note(share.inputs)
+    for p in model.parameters():
+        held.pop(p.untyped_storage().data_ptr(), None)
+    gradients = sum(share.gradients.nbytes * out.shape[1] // share.gradients.shape[2] for share in shares)
+    return found, sum(held.values()) + gradients
+# The other methods
+
+
+def _loop(model, shares1, shares2):
+    [(_, _, j1, *_)], [(_, _, j2, *_)] = shares1, shares2
+    ntk = j1.new_empty(len(j1), len(j2), j1.shape[2], j2.shape[2])
+    for i, j in np.ndindex(len(j1), len(j2)):
+        ntk[i, j] = j1[i, 0] @ j2[j, 0].T
+    return ntk
+
+
+def _ntk_vector_products(model, shares1, shares2):
     def block(xi, xj):
         out, pullback = vjp(lambda p: f(p, xj), params)  # v ↦ J(xj)ᵀ v
         push = lambda v: jvp(lambda p: f(p, xi), (params,), pullback(v))[1]  # v ↦ J(xi) J(xj)ᵀ v
         return vmap(push, out_dims=1)(torch.eye(len(out), dtype=out.dtype, device=out.device))
 
-    x2 = x1 if x2 is None else x2
+    [(_, x1, *_)], [(_, x2, out, *_)] = shares1, shares2
     refusal = f'method="ntk_vector_products" cannot serve this {type(model).__name__}; use method="jacobian"'
     try:
         with LOCK:
             f, params = _functional(model)
-            ntk = torch.stack([vmap(block, (None, 0), chunk_size=chunk_size)(xi, x2) for xi in x1])
+            size = out.shape[2] * sum(p.numel() * p.element_size() for p in params.values())  # of a gradient
+            chunk = max(1, int(MEMORY_BUDGET / 4 / max(size, 1)))
+            ntk = torch.stack([vmap(block, (None, 0), chunk_size=chunk)(xi, x2) for xi in x1])
     except (RuntimeError, NotImplementedError) as error:
         raise ValueError(f"{refusal}: {error}") from error
-    first = _rows_loop(model, x1[:1], x2[:1], 1)
-    apart = (ntk[:1, :1] - first).abs().max() > torch.finfo(ntk.dtype).eps ** 0.5 * first.abs().max()
-    _require(not apart, f"{refusal}: forward and backward mode disagree")  # torch.no_grad inside, say
+    first = torch.einsum("iap,jbp->ijab", _jacobian_by_loop(model, x1[:1]), _jacobian_by_loop(model, x2[:1]))
+    _require(_close(ntk[:1, :1], first), f"{refusal}: forward and backward mode disagree")  # torch.no_grad inside, say
     return ntk
 
 
-def _rows_loop(model, x1, x2, chunk_size):
-    j1 = _jacobian_by_loop(model, x1)
-    j2 = j1 if x2 is None else _jacobian_by_loop(model, x2)
-    ntk = j1.new_empty(len(j1), len(j2), j1.shape[1], j2.shape[1])
-    for i in range(len(j1)):
-        for j in range(i if x2 is None else 0, len(j2)):
-            ntk[i, j] = j1[i] @ j2[j].T
-            if x2 is None and j > i:  # Θ(x′, x) = Θ(x, x′)ᵀ halves the work
-                ntk[j, i] = ntk[i, j].T
-    return ntk
-
-
-_ROWS = {"layerwise": _rows_layerwise, "jacobian": _rows_jacobian, "loop": _rows_loop,
-         "ntk_vector_products": _rows_ntk_vector_products}
+_METHODS = {  # how to prepare a chunk of examples, and how to multiply two such to a block of Θ
+    "auto": (_shares, _sum_of_shares), "layerwise": (partial(_shares, strict=True), _sum_of_shares),
+    "jacobian": (lambda model, x, *_: [_whole(_jacobian(model, x))], _sum_of_shares),
+    "ntk_vector_products": (lambda model, x, out, _: [_Share((), x, out.detach()[:, None, :, None], 1, 0)], _ntk_vector_products),
+    "loop": (lambda model, x, *_: [_whole(_jacobian_by_loop(model, x))], _loop)}
 
 
 @contextmanager
@@ -327,10 +445,11 @@ def _undisturbed(model, *inputs):
     with torch.inference_mode(False), torch.enable_grad():
         state = [(store, dict(store)) for m in model.modules() for store in (vars(m), m._parameters, m._buffers)]
         buffers = [(b, b.clone(), b._version) for b in model.buffers()]
-        inputs = [x.detach().clone() if isinstance(x, torch.Tensor) else x for x in inputs]
+        inputs = [x.clone() if isinstance(x, torch.Tensor) and x.is_inference() else x for x in inputs]
+        inputs = [x.detach() if isinstance(x, torch.Tensor) else x for x in inputs]
         try:
             with torch.random.fork_rng(devices=[x.device for x in inputs if isinstance(x, torch.Tensor) and x.is_cuda][:1]):
-                yield inputs[0] if len(inputs) == 1 else inputs
+                yield inputs
         finally:
             with torch.no_grad():
                 for store, before in state:
@@ -365,28 +484,29 @@ def _check(model, x, name):
                  "others or on chance; call model.eval() first")
         _require(not (norm and module.running_mean is None), f"{what} has no running statistics: an example's output then "
                  "depends on the others or on chance, also after model.eval()")
-    with torch.no_grad():
-        out = _forward(model, x, name)
-        _require(isinstance(out, torch.Tensor), f"the output must be one tensor (N, O), got {type(out).__name__}", TypeError)
-        _require(out.ndim == 2 and len(out) == len(x) and out.shape[1] > 0, "the model's output must have shape (N, O) = "
-                 f"({len(x)}, O), got {tuple(out.shape)} for {name} of shape {shape}")
-        _require(out.is_floating_point(), f"the model's output must be of a floating dtype, got {out.dtype}", TypeError)
-        _require(out.isfinite().all(), f"the model's outputs must be finite, got NaN or infinity for {name}")
-        if _is_plain_mlp(model, x) and model.activation in ACTIVATIONS.values():
-            return out.shape[1]  # whose examples cannot mix
-        parts = (x[:1], x[1:]) if len(x) > 1 else (torch.cat([x, x]),)
-        again = torch.cat([_forward(model, part, name) for part in parts])[:len(x)]
-        same = (again - out).abs().max() <= torch.finfo(out.dtype).eps ** 0.5 * out.abs().max()
-        _require(same, "the model's output for one example depends on the others in the batch or on chance; "
-                 "call model.eval(), or write the model so that examples do not mix")
-    return out.shape[1]
 
 
 def _forward(model, x, name):
-    try:
-        return model(x.clone())
-    except Exception as error:
-        raise ValueError(f"the model cannot take {name} of shape {tuple(x.shape)} and dtype {x.dtype}: {error}") from error
+    "The outputs (N, O), with their graph. Refuse outputs that have no kernel, or only a wrong one."
+    with LOCK:
+        try:
+            out = model(x.clone())
+            with torch.no_grad():
+                alone = [model(part.clone()) for part in ([x[:1], x[1:5]] if len(x) > 1 else [torch.cat([x, x])])]
+        except Exception as error:
+            raise ValueError(f"the model cannot take {name} of shape {tuple(x.shape)} and dtype {x.dtype}: {error}") from error
+    _require(isinstance(out, torch.Tensor), f"the output must be one tensor (N, O), got {type(out).__name__}", TypeError)
+    _require(out.ndim == 2 and len(out) == len(x) and out.shape[1] > 0, "the model's output must have shape (N, O) = "
+             f"({len(x)}, O), got {tuple(out.shape)} for {name} of shape {tuple(x.shape)}")
+    _require(out.is_floating_point(), f"the model's output must be of a floating dtype, got {out.dtype}", TypeError)
+    _require(out.isfinite().all(), f"the model's outputs must be finite, got NaN or infinity for {name}")
+    _require(_close(torch.cat(alone)[:len(x)], out[:5]), "the model's output for one example depends on the others in the batch "
+             "or on chance; call model.eval(), or write the model so that examples do not mix")
+    return out
+
+
+def _close(got, expected):
+    return not (got - expected).abs().max() > torch.finfo(expected.dtype).eps ** 0.5 * expected.abs().max()
 
 
 # 04 · Reading a kernel -----------------------------------------------------------------------------------------------
