@@ -15,7 +15,7 @@ import warnings
 from collections import namedtuple
 from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import chain
+from itertools import chain, zip_longest
 from numbers import Real
 
 import ipywidgets as widgets
@@ -151,8 +151,10 @@ def _jacobian_by_loop(model, x, names=None):
     params = [p for name, p in model.named_parameters() if p.requires_grad and (names is None or name in names)]
 
     def gradient(output):
-        grads = torch.autograd.grad(output, params, retain_graph=True, materialize_grads=True) if output.requires_grad else params
-        return torch.cat([g.flatten() for g in grads]) * output.requires_grad
+        if not output.requires_grad:  # every path to a parameter is detached
+            return output.new_zeros(sum(p.numel() for p in params))
+        grads = torch.autograd.grad(output, params, retain_graph=True, materialize_grads=True)
+        return torch.cat([g.flatten() for g in grads])
 
     return torch.stack([torch.stack([gradient(output) for output in model(xi[None].clone())[0]]) for xi in x]).detach()
 
@@ -206,40 +208,39 @@ def compute_ntk(model, x1, x2=None, *, method="auto", chunk_size=None, n_jobs=No
         xs = {"x1": x1} if x2 is None else {"x1": x1, "x2": x2}
         for name, x in xs.items():
             _check(model, x, name)
-        layouts, sizes = zip(*(_rehearsal(model, method, x, name) for name, x in xs.items()))
-        layouts = dict(set.intersection(*(set(layout.items()) for layout in layouts)))
+        groups, layouts, fit = _plan(model, method, xs)
         n1, n2, jobs = len(x1), len(x1 if x2 is None else x2), effective_n_jobs(n_jobs)
-        fit = max(1, int(MEMORY_BUDGET / 2 / max(1, *sizes)))
-        size = chunk_size or (fit if max(n1, n2) <= fit else math.ceil(fit / 2))  # two chunks, unless one is all
+        size = chunk_size or max(1, fit if max(n1, n2) <= fit else fit // 2)  # two chunks are held, unless one is all
         step = min(size, math.ceil(n1 / jobs / min(jobs, 2)))  # two strips for each process: they are of unequal length
         work = _blocks if jobs == 1 else lambda *strip: [*_blocks(*strip)]  # another process cannot yield
         strips = Parallel(n_jobs, return_as="generator_unordered")(
-            delayed(work)(model, method, layouts, x1, x2, start, start + step, size) for start in range(0, n1, step))
+            delayed(work)(model, method, group, layouts, x1, x2, start, start + step, size)
+            for group in groups for start in range(0, n1, step))
         ntk = None
-        with tqdm(total=n1 * n2, desc="NTK", unit=" entries", unit_scale=True, disable=not progress) as bar:
+        with tqdm(total=n1 * n2 * len(groups), desc="NTK", unit=" entries", unit_scale=True, disable=not progress) as bar:
             for i, j, block in chain.from_iterable(strips):
-                _require(block.isfinite().all(), "the kernel must be finite, got NaN or infinity: a gradient is, or overflows")
-                ntk = block.new_empty(n1, n2, *block.shape[2:]) if ntk is None else ntk
-                rows, columns = slice(i, i + len(block)), slice(j, j + block.shape[1])
-                ntk[rows, columns] = block
-                if x2 is None:
-                    ntk[columns, rows] = block.permute(1, 0, 3, 2)
-                bar.update(len(block) * (block.shape[1] if x2 is not None else 2 * block.shape[1] - len(block) * (i == j)))
+                ntk = block.new_zeros(n1, n2, *block.shape[2:]) if ntk is None else ntk
+                right = len(block) if i == j else 0
+                mirrored = [(i, j, block)] + [(j + right, i, block[:, right:].permute(1, 0, 3, 2))] * (x2 is None)
+                for i, j, block in mirrored:
+                    part = ntk[i:i + len(block), j:j + block.shape[1]].add_(block)
+                    _require(part.isfinite().all(), "the kernel must be finite, got NaN or infinity: a gradient has it, or is huge")
+                    bar.update(block.shape[0] * block.shape[1])
     return ntk[:, :, 0, 0] if ntk.shape[2] == 1 else ntk
 
 
-def _blocks(model, method, layouts, x1, x2, start, stop, size):
-    """Yield (i, j, Θ[i:…, j:…]) for the rows from `start` to `stop`, the columns in chunks of `size`. With x2 None only
-    what is on the diagonal or right of it: Θ(x′, x) = Θ(x, x′)ᵀ is the rest."""
+def _blocks(model, method, names, layouts, x1, x2, start, stop, size):
+    """Yield (i, j, Θ[i:…, j:…]) of the parameters named, for the rows from `start` to `stop`, the columns in chunks of `size`.
+    With x2 None only what is on the diagonal or right of it: Θ(x′, x) = Θ(x, x′)ᵀ is the rest."""
     prepare, multiply = _METHODS[method]
-    prepared = lambda x, name: prepare(model, x, _forward(model, x, name), layouts)
+    prepared = lambda x, name: prepare(model, x, _forward(model, x, name), names, layouts)
     columns, name, first = (x1, "x1", min(stop, len(x1))) if x2 is None else (x2, "x2", 0)
     rows = prepared(x1[start:stop], "x1")
     for j in [start] * (x2 is None) + [*range(first, len(columns), size)]:
         diagonal = j < first
         one, two = rows, rows if diagonal else prepared(columns[j:j + size], name)
         if [s.key for s in one] != [s.key for s in two]:  # the model branches on its inputs
-            one, two = ([_whole(_jacobian(model, x))] for x in (x1[start:stop], columns[j:j + size]))
+            one, two = ([_whole(_jacobian(model, x, names))] for x in (x1[start:stop], columns[j:j + size]))
         height, (width, _, outputs, _) = len(one[0].inputs), two[0].gradients.shape
         slab = min(max(64, math.ceil(height / 8)), max(1, int(MEMORY_BUDGET / 128 / (width * outputs**2))))
         for i in range(0, height, slab):
@@ -271,24 +272,25 @@ PRODUCTS = {  # (node, place of the parameter): attributes of the node that hold
     ("ConvolutionBackward0", 1): ("", "_saved_input"), ("ConvolutionBackward0", 2): ("", None)}
 
 
-def _shares(model, x, out, layouts, strict=False):
+def _shares(model, x, out, names, layouts, strict=False):
     "Shares that add up to Θ: one for each layer that has a formula, and the Jacobian of the other parameters."
-    layers, others = _layers(model, out)
-    for node in [node for node, uses in layers.items() if tuple(uses) not in layouts]:
+    layers, others = _layers(model, out, names)
+    for node in [node for node, uses in layers.items() if not uses.keys() <= layouts.keys()]:
         others += layers.pop(node)
     _require(not (strict and others), f'method="layerwise" cannot serve {", ".join(others)}, which the model uses otherwise '
              'than once, as weight or bias of a linear layer or convolution; use method="auto"')
     shares = [_whole(out.detach()[:, :, None][..., :0])]  # an output that depends on no parameter has Θ = 0
     # examples do not mix, so the gradient of the sum over examples holds each one's own
-    rows = zip(*([_reduced(node, uses.values(), d, layouts[(*uses,)], *out.shape) for (node, uses), d
-                  in zip(layers.items(), _pull(out, layers, v))] for v in torch.eye(out.shape[1]).to(out)))
+    rows = zip(*([_reduced(node, layers[node], d, layouts, *out.shape) for node, d in zip(layers, _pull(out, layers, v))]
+                 for v in torch.eye(out.shape[1]).to(out)))
     for uses, outputs in zip(layers.values(), rows):
         reduced = [torch.stack(d, -2) if len(d) > 1 else d[0].unsqueeze(-2) for d in zip(*outputs)]
         if reduced[0].ndim == 3:
             shares += [_whole(d, name, factor=use[0]**2) for d, (name, use) in zip(reduced, uses.items())]
         else:
-            [(factor, a)] = [(factor, _places(a, len(x), layouts[(*uses,)])) for factor, a in uses.values() if a is not None]
-            shares.append(_Share((*uses, "layer"), a, *reduced, factor**2, sum(f**2 for f, a in uses.values() if a is None)))
+            [(name, factor, a)] = [(name, *use) for name, use in uses.items() if use[1] is not None]
+            bias = sum(factor**2 for factor, a in uses.values() if a is None)
+            shares.append(_Share((*uses, "layer"), _places(a, len(x), layouts[name]), *reduced, factor**2, bias))
     return shares + ([_whole(_jacobian(model, x, others), *others)] if others else [])
 
 
@@ -297,7 +299,7 @@ def _whole(gradients, *key, factor=1.0):
     return _Share(key, gradients.new_ones(len(gradients), 1, 1), gradients[:, None], factor, 0.0)
 
 
-def _layers(model, out):
+def _layers(model, out, names):
     "{node: {parameter's name: (factor, inputs)}} for the products in the graph, and the names of all others that count."
     graph, todo = {out.grad_fn: []}, [out.grad_fn]  # {node or parameter: [(a node it flows into, in which place), …]}
     while todo:
@@ -308,11 +310,12 @@ def _layers(model, out):
             graph.setdefault(source, []).append((node, place))
     hidden = any(isinstance(node, BackwardCFunction) for node in graph)  # it may use parameters that no edge leads to
     layers, others = {}, []
-    for name, p in model.named_parameters():
-        node, *use = _use(p, graph)
-        if p.requires_grad and node:
+    params = dict(model.named_parameters())
+    for name in names:
+        node, *use = _use(params[name], graph)
+        if node:
             layers.setdefault(node, {})[name] = use
-        elif p.requires_grad and (p in graph or hidden):
+        elif params[name] in graph or hidden:
             others.append(name)
     return layers, others
 
@@ -352,17 +355,18 @@ def _places(rows, n, examples_first):
     return rows.unflatten(0, (n, -1)) if examples_first else rows.unflatten(0, (-1, n)).transpose(0, 1)
 
 
-def _reduced(node, uses, d, layout, n, o):
+def _reduced(node, uses, d, layouts, n, o):
     """[D (N, T, fan_out)] for one output at a linear layer; or, where that makes for fewer operations, and for a convolution,
     the gradients (N, P) of its weight and bias."""
+    inputs, layout = [a for _, a in uses.values()], layouts[next(iter(uses))]
     if node.name() == "ConvolutionBackward0":
-        gradients = [_places(d.flatten(2).sum(2) if a is None else _convolution(node, a, d), n, layout) for _, a in uses]
+        gradients = [_places(d.flatten(2).sum(2) if a is None else _convolution(node, a, d), n, layout) for a in inputs]
         return [g.sum(1) if g.shape[1] > 1 else g[:, 0] for g in gradients]
     d = _places(d, n, layout)
-    fan_in, places, fan_out = sum(a.shape[1] for _, a in uses if a is not None), *d.shape[1:]
+    fan_in, places, fan_out = sum(a.shape[1] for a in inputs if a is not None), *d.shape[1:]
     if fan_in and places**2 * (fan_in + o**2 * fan_out) <= o**2 * (fan_in + 1) * fan_out:
         return [d]
-    return [d.sum(1) if a is None else torch.einsum("itp,itq->ipq", d, _places(a, n, layout)).flatten(1) for _, a in uses]
+    return [d.sum(1) if a is None else torch.einsum("itp,itq->ipq", d, _places(a, n, layout)).flatten(1) for a in inputs]
 
 
 def _convolution(node, a, d):
@@ -370,35 +374,54 @@ def _convolution(node, a, d):
     n, weight = len(d), node._saved_weight.detach()
     weight = weight[:1].expand(n * len(weight), *weight.shape[1:])  # only its shape counts
     return torch.ops.aten.convolution_backward(
-        d.flatten(0, 1)[None], a.flatten(0, 1)[None], weight, None, node._saved_stride, node._saved_padding, node._saved_dilation,
-        False, node._saved_output_padding, n * node._saved_groups, (False, True, False))[1].reshape(n, -1)
+        d.flatten(0, 1)[None], a.flatten(0, 1)[None], weight, None, node._saved_stride, node._saved_padding,
+        node._saved_dilation, False, node._saved_output_padding, n * node._saved_groups, (False, True, False))[1].reshape(n, -1)
 
 
-def _rehearsal(model, method, x, name):
-    """On a few examples: {names of the parameters of a product: whether its rows go example by example}, and bytes held for
-    each. Left out is a product with other rows. Row r is of example i if factors c_i at the outputs become c_i in row r."""
-    few, found, held = x[:5], {}, {}
-    n, out = len(few), _forward(model, few, name)
-    layers, _ = _layers(model, out)
-    c, w = torch.randn(n, 1).to(out), torch.randn(out.shape[1]).to(out)
-    for uses, before, after in zip(layers.values(), _pull(out, layers, w), _pull(out, layers, c * w)):
-        for layout in (False, True) if len(before) % n == 0 else ():
-            if _close(_places(after, n, layout), _places(before, n, layout) * c.view(n, *[1] * before.ndim)):
-                found[(*uses,)] = layout
+def _plan(model, method, xs):
+    """From a rehearsal with a few examples: groups of parameters, of which an example's gradients fit into an eighth of the
+    budget; {parameter: the layout of its product's rows}; how many examples fit into the budget with their graph."""
+    shapes = {x.shape[1:]: (name, x[:5]) for name, x in xs.items()}
+    layouts, graph, sizes = zip(*(_rehearse(model, method, *few) for few in shapes.values()))
+    layouts = dict(set.intersection(*(set(found.items()) for found in layouts)))
+    sizes = {name: max(held[name] for held in sizes) for name in sizes[0]}
+    groups = [[]]
+    for name in sizes:
+        if groups[-1] and sum(map(sizes.get, [*groups[-1], name])) > MEMORY_BUDGET / 8:
+            groups.append([])
+        groups[-1].append(name)
+    largest = max(sum(map(sizes.get, group)) for group in groups)
+    return groups, layouts, int(MEMORY_BUDGET / 2 / max(1, max(graph) + largest))
+
+
+def _rehearse(model, method, name, few):
+    """For a few examples: {parameter: whether the rows of its product go example by example, or else place by place}, the bytes
+    autograd saves for an example, {parameter: bytes to hold for an example}. Row r belongs to example i if factors c_i at the
+    outputs become a factor c_i in row r; parameters of a product with other rows are left out."""
+    layouts, saved = {}, {}
 
     def note(t):
-        held[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-        one = _forward(model, x[:1], name)[:, :1]  # one output stands for all
-        shares = _METHODS[method][0](model, x[:1], one, found)
-    for share in shares:
-        note(share.inputs)
-    for p in model.parameters():
-        held.pop(p.untyped_storage().data_ptr(), None)
-    gradients = sum(share.gradients.nbytes * out.shape[1] // share.gradients.shape[2] for share in shares)
-    return found, sum(held.values()) + gradients
+        out = _forward(model, few, name)
+    (n, o), params = out.shape, {name: p for name, p in model.named_parameters() if p.requires_grad}
+    held = {name: p.nbytes * o * (method != "ntk_vector_products") for name, p in params.items()}
+    layers, _ = _layers(model, out, params if method in ("auto", "layerwise") else {})
+    c, w = torch.randn(n, 1).to(out), torch.randn(o).to(out)
+    for (node, uses), before, after in zip(layers.items(), _pull(out, layers, w), _pull(out, layers, c * w)):
+        for layout in (False, True) if len(before) % n == 0 else ():
+            if _close(_places(after, n, layout), _places(before, n, layout) * c.view(n, *[1] * before.ndim)):
+                layouts |= dict.fromkeys(uses, layout)
+        if uses.keys() <= layouts.keys():
+            sizes = [d.nbytes * o / n for d in _reduced(node, uses, before, layouts, n, o)]
+            held |= dict(zip_longest(uses, sizes, fillvalue=0))
+    for p in params.values():
+        saved.pop(p.untyped_storage().data_ptr(), None)
+    return layouts, sum(saved.values()) / n, held
+
+
 # The other methods
 
 
@@ -433,9 +456,10 @@ def _ntk_vector_products(model, shares1, shares2):
 
 _METHODS = {  # how to prepare a chunk of examples, and how to multiply two such to a block of Θ
     "auto": (_shares, _sum_of_shares), "layerwise": (partial(_shares, strict=True), _sum_of_shares),
-    "jacobian": (lambda model, x, *_: [_whole(_jacobian(model, x))], _sum_of_shares),
-    "ntk_vector_products": (lambda model, x, out, _: [_Share((), x, out.detach()[:, None, :, None], 1, 0)], _ntk_vector_products),
-    "loop": (lambda model, x, *_: [_whole(_jacobian_by_loop(model, x))], _loop)}
+    "jacobian": (lambda model, x, out, names, _: [_whole(_jacobian(model, x, names))], _sum_of_shares),
+    "ntk_vector_products": (lambda model, x, out, *_: [_Share((), x, out.detach()[:, None, :, None], 1, 0)],
+                            _ntk_vector_products),
+    "loop": (lambda model, x, out, names, _: [_whole(_jacobian_by_loop(model, x, names))], _loop)}
 
 
 @contextmanager
@@ -500,8 +524,8 @@ def _forward(model, x, name):
              f"({len(x)}, O), got {tuple(out.shape)} for {name} of shape {tuple(x.shape)}")
     _require(out.is_floating_point(), f"the model's output must be of a floating dtype, got {out.dtype}", TypeError)
     _require(out.isfinite().all(), f"the model's outputs must be finite, got NaN or infinity for {name}")
-    _require(_close(torch.cat(alone)[:len(x)], out[:5]), "the model's output for one example depends on the others in the batch "
-             "or on chance; call model.eval(), or write the model so that examples do not mix")
+    _require(_close(torch.cat(alone)[:len(x)], out[:5]), "the model's output for one example depends on the others in the "
+             "batch or on chance; call model.eval(), or write the model so that examples do not mix")
     return out
 
 
