@@ -153,10 +153,17 @@ def _jacobian_by_loop(model, x, names=None):
     def gradient(output):
         if not output.requires_grad:  # every path to a parameter is detached
             return output.new_zeros(sum(p.numel() for p in params))
-        grads = torch.autograd.grad(output, params, retain_graph=True, materialize_grads=True)
-        return torch.cat([g.flatten() for g in grads])
+        grads = zip(_autograd(output, params, torch.ones_like(output)), params)
+        return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in grads])
 
     return torch.stack([torch.stack([gradient(output) for output in model(xi[None].clone())[0]]) for xi in x]).detach()
+
+
+def _autograd(outputs, inputs, v):
+    try:
+        return torch.autograd.grad(outputs, inputs, v, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        raise ValueError(f"autograd cannot differentiate the model: {error}") from error
 
 
 def _functional(model, names=None):
@@ -208,13 +215,13 @@ def compute_ntk(model, x1, x2=None, *, method="auto", chunk_size=None, n_jobs=No
         xs = {"x1": x1} if x2 is None else {"x1": x1, "x2": x2}
         for name, x in xs.items():
             _check(model, x, name)
-        groups, layouts, fit = _plan(model, method, xs)
+        groups, fit = _plan(model, method, xs)
         n1, n2, jobs = len(x1), len(x1 if x2 is None else x2), effective_n_jobs(n_jobs)
         size = chunk_size or max(1, fit if max(n1, n2) <= fit else fit // 2)  # two chunks are held, unless one is all
         step = min(size, math.ceil(n1 / jobs / min(jobs, 2)))  # two strips for each process: they are of unequal length
         work = _blocks if jobs == 1 else lambda *strip: [*_blocks(*strip)]  # another process cannot yield
         strips = Parallel(n_jobs, return_as="generator_unordered")(
-            delayed(work)(model, method, group, layouts, x1, x2, start, start + step, size)
+            delayed(work)(model, method, group, x1, x2, start, start + step, size)
             for group in groups for start in range(0, n1, step))
         ntk = None
         with tqdm(total=n1 * n2 * len(groups), desc="NTK", unit=" entries", unit_scale=True, disable=not progress) as bar:
@@ -224,21 +231,25 @@ def compute_ntk(model, x1, x2=None, *, method="auto", chunk_size=None, n_jobs=No
                 mirrored = [(i, j, block)] + [(j + right, i, block[:, right:].permute(1, 0, 3, 2))] * (x2 is None)
                 for i, j, block in mirrored:
                     part = ntk[i:i + len(block), j:j + block.shape[1]].add_(block)
-                    _require(part.isfinite().all(), "the kernel must be finite, got NaN or infinity: a gradient has it, or is huge")
+                    _require(part.isfinite().all(), "the kernel must be finite, got NaN or infinity: some gradient is not, or too long")
                     bar.update(block.shape[0] * block.shape[1])
     return ntk[:, :, 0, 0] if ntk.shape[2] == 1 else ntk
 
 
-def _blocks(model, method, names, layouts, x1, x2, start, stop, size):
+def _blocks(model, method, names, x1, x2, start, stop, size):
     """Yield (i, j, Θ[i:…, j:…]) of the parameters named, for the rows from `start` to `stop`, the columns in chunks of `size`.
     With x2 None only what is on the diagonal or right of it: Θ(x′, x) = Θ(x, x′)ᵀ is the rest."""
     prepare, multiply = _METHODS[method]
-    prepared = lambda x, name: prepare(model, x, _forward(model, x, name), names, layouts)
+
+    def prepared(x, name):
+        with LOCK:  # another thread may be at work on the same model
+            return prepare(model, x, *_forward(model, x, name), names)
+
     columns, name, first = (x1, "x1", min(stop, len(x1))) if x2 is None else (x2, "x2", 0)
     rows = prepared(x1[start:stop], "x1")
     for j in [start] * (x2 is None) + [*range(first, len(columns), size)]:
-        diagonal = j < first
-        one, two = rows, rows if diagonal else prepared(columns[j:j + size], name)
+        diagonal, one, two = j < first, rows, None  # the last chunk goes before the next one comes
+        two = rows if diagonal else prepared(columns[j:j + size], name)
         if [s.key for s in one] != [s.key for s in two]:  # the model branches on its inputs
             one, two = ([_whole(_jacobian(model, x, names))] for x in (x1[start:stop], columns[j:j + size]))
         height, (width, _, outputs, _) = len(one[0].inputs), two[0].gradients.shape
@@ -270,27 +281,29 @@ PRODUCTS = {  # (node, place of the parameter): attributes of the node that hold
     ("AddmmBackward0", 2): ("_saved_alpha", "_saved_mat1"), ("AddmmBackward0", 0): ("_saved_beta", None),
     ("MmBackward0", 1): ("", "_saved_self"), ("AddBackward0", 0): ("", None), ("AddBackward0", 1): ("_saved_alpha", None),
     ("ConvolutionBackward0", 1): ("", "_saved_input"), ("ConvolutionBackward0", 2): ("", None)}
+KEEP_ROWS = [f"{name}Backward0" for name in (
+    "Relu", "Tanh", "Erf", "Gelu", "Sigmoid", "Silu", "Elu", "LeakyRelu", "Softplus", "Sin", "Cos", "MaxPool2DWithIndices",
+    "AvgPool2D", "View", "UnsafeView", "Clone")]
 
 
-def _shares(model, x, out, names, layouts, strict=False):
+def _shares(model, x, out, start, names, strict=False):
     "Shares that add up to Θ: one for each layer that has a formula, and the Jacobian of the other parameters."
     layers, others = _layers(model, out, names)
-    for node in [node for node, uses in layers.items() if not uses.keys() <= layouts.keys()]:
+    layouts, by_output = _layouts(out, layers, start)
+    for node in [node for node in layers if node not in layouts]:
         others += layers.pop(node)
     _require(not (strict and others), f'method="layerwise" cannot serve {", ".join(others)}, which the model uses otherwise '
              'than once, as weight or bias of a linear layer or convolution; use method="auto"')
     shares = [_whole(out.detach()[:, :, None][..., :0])]  # an output that depends on no parameter has Θ = 0
-    # examples do not mix, so the gradient of the sum over examples holds each one's own
-    rows = zip(*([_reduced(node, layers[node], d, layouts, *out.shape) for node, d in zip(layers, _pull(out, layers, v))]
-                 for v in torch.eye(out.shape[1]).to(out)))
-    for uses, outputs in zip(layers.values(), rows):
+    rows = zip(*([_reduced(node, layers[node], d[node], layouts[node], *out.shape) for node in layers] for d in by_output))
+    for (node, uses), outputs in zip(layers.items(), rows):
         reduced = [torch.stack(d, -2) if len(d) > 1 else d[0].unsqueeze(-2) for d in zip(*outputs)]
         if reduced[0].ndim == 3:
             shares += [_whole(d, name, factor=use[0]**2) for d, (name, use) in zip(reduced, uses.items())]
         else:
-            [(name, factor, a)] = [(name, *use) for name, use in uses.items() if use[1] is not None]
+            [(factor, a)] = [use for use in uses.values() if use[1] is not None]
             bias = sum(factor**2 for factor, a in uses.values() if a is None)
-            shares.append(_Share((*uses, "layer"), _places(a, len(x), layouts[name]), *reduced, factor**2, bias))
+            shares.append(_Share((*uses, "layer"), _places(a, len(x), layouts[node]), *reduced, factor**2, bias))
     return shares + ([_whole(_jacobian(model, x, others), *others)] if others else [])
 
 
@@ -342,12 +355,41 @@ def _use(p, graph):
     return (None,)
 
 
-def _pull(out, nodes, v):
-    "The gradients of Σ v · out at what the nodes returned; one row for each row of a product."
-    edges = [GradientEdge(node, 0) for node in nodes]
-    gradients = torch.autograd.grad(out, edges, v.expand_as(out), retain_graph=True, allow_unused=True) if edges else ()
-    gradients = [out.new_zeros(node._input_metadata[0].shape) if d is None else d for node, d in zip(nodes, gradients)]
-    return [d if node.name() == "ConvolutionBackward0" else d.flatten(0, -2) for node, d in zip(nodes, gradients)]
+def _layouts(out, layers, start):
+    """{node: whether what it returned goes example by example, or else place by place}; for each output {node: gradients}.
+
+    Row r belongs to example i if factors c_i at the outputs become a factor c_i in row r. Nodes with other rows are left out.
+    """
+    def pull(v):  # the gradient of the sum over examples: they do not mix, so it holds each one's own
+        grads = _autograd(out, [GradientEdge(node, 0) for node in layers], v.expand_as(out)) if layers else ()
+        grads = [out.new_zeros(node._input_metadata[0].shape) if d is None else d for node, d in zip(layers, grads)]
+        return {node: d if node.name() == "ConvolutionBackward0" else d.flatten(0, -2) for node, d in zip(layers, grads)}
+
+    (n, o), by_output = out.shape, map(pull, torch.eye(out.shape[1]).to(out))
+    if not layers or _keeps_rows(out.grad_fn, layers, start):
+        return dict.fromkeys(layers, True), by_output
+    c, w, layouts = torch.randn(n, 1).to(out), (torch.randn(o) if o > 1 else torch.ones(1)).to(out), {}
+    before, after = pull(w), pull(c * w)
+    for node, d in before.items():
+        for layout in (False, True) if len(d) and len(d) % n == 0 else ():
+            if _close(_places(after[node], n, layout), _places(d, n, layout) * c.view(n, *[1] * d.ndim)):
+                layouts[node] = layout
+    return layouts, [before] if o == 1 else by_output
+
+
+def _keeps_rows(node, layers, start):
+    "Whether all operations from `start` to the node keep to the rows, the products among them being with parameters."
+    a = start[:0]
+    while node is not None and [*node._input_metadata[0].shape[:1]] == [len(start)]:
+        uses, place = layers.get(node, {}), 0
+        inputs = [a for _, a in uses.values() if a is not None]
+        if inputs and len(uses) == len(node.next_functions) - 1:  # all but the inputs are parameters
+            [a], place = inputs, int(node.name() == "AddmmBackward0")
+        elif node.name() not in KEEP_ROWS:
+            return False
+        node = node.next_functions[place][0]
+    kept = node is None and start._version == 0 and a.data_ptr() == start.data_ptr() and a.numel() == start.numel()
+    return kept and a.is_contiguous() and start.is_contiguous()
 
 
 def _places(rows, n, examples_first):
@@ -355,10 +397,10 @@ def _places(rows, n, examples_first):
     return rows.unflatten(0, (n, -1)) if examples_first else rows.unflatten(0, (-1, n)).transpose(0, 1)
 
 
-def _reduced(node, uses, d, layouts, n, o):
+def _reduced(node, uses, d, layout, n, o):
     """[D (N, T, fan_out)] for one output at a linear layer; or, where that makes for fewer operations, and for a convolution,
     the gradients (N, P) of its weight and bias."""
-    inputs, layout = [a for _, a in uses.values()], layouts[next(iter(uses))]
+    inputs = [a for _, a in uses.values()]
     if node.name() == "ConvolutionBackward0":
         gradients = [_places(d.flatten(2).sum(2) if a is None else _convolution(node, a, d), n, layout) for a in inputs]
         return [g.sum(1) if g.shape[1] > 1 else g[:, 0] for g in gradients]
@@ -379,11 +421,10 @@ def _convolution(node, a, d):
 
 
 def _plan(model, method, xs):
-    """From a rehearsal with a few examples: groups of parameters, of which an example's gradients fit into an eighth of the
-    budget; {parameter: the layout of its product's rows}; how many examples fit into the budget with their graph."""
+    """Groups of parameters, of which an example's gradients fit into an eighth of the budget, and how many examples fit into
+    the budget with their graph; from a rehearsal with a few examples."""
     shapes = {x.shape[1:]: (name, x[:5]) for name, x in xs.items()}
-    layouts, graph, sizes = zip(*(_rehearse(model, method, *few) for few in shapes.values()))
-    layouts = dict(set.intersection(*(set(found.items()) for found in layouts)))
+    graph, sizes = zip(*(_sizes(model, method, *few) for few in shapes.values()))
     sizes = {name: max(held[name] for held in sizes) for name in sizes[0]}
     groups = [[]]
     for name in sizes:
@@ -391,35 +432,30 @@ def _plan(model, method, xs):
             groups.append([])
         groups[-1].append(name)
     largest = max(sum(map(sizes.get, group)) for group in groups)
-    return groups, layouts, int(MEMORY_BUDGET / 2 / max(1, max(graph) + largest))
+    return groups, int(MEMORY_BUDGET / 2 / max(1, max(graph) + largest))
 
 
-def _rehearse(model, method, name, few):
-    """For a few examples: {parameter: whether the rows of its product go example by example, or else place by place}, the bytes
-    autograd saves for an example, {parameter: bytes to hold for an example}. Row r belongs to example i if factors c_i at the
-    outputs become a factor c_i in row r; parameters of a product with other rows are left out."""
-    layouts, saved = {}, {}
+def _sizes(model, method, name, few):
+    "The bytes that autograd saves for an example, and {parameter: bytes to hold for an example}."
+    saved = {}
 
     def note(t):
         saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-        out = _forward(model, few, name)
+        out, start = _forward(model, few, name)
     (n, o), params = out.shape, {name: p for name, p in model.named_parameters() if p.requires_grad}
     held = {name: p.nbytes * o * (method != "ntk_vector_products") for name, p in params.items()}
     layers, _ = _layers(model, out, params if method in ("auto", "layerwise") else {})
-    c, w = torch.randn(n, 1).to(out), torch.randn(o).to(out)
-    for (node, uses), before, after in zip(layers.items(), _pull(out, layers, w), _pull(out, layers, c * w)):
-        for layout in (False, True) if len(before) % n == 0 else ():
-            if _close(_places(after, n, layout), _places(before, n, layout) * c.view(n, *[1] * before.ndim)):
-                layouts |= dict.fromkeys(uses, layout)
-        if uses.keys() <= layouts.keys():
-            sizes = [d.nbytes * o / n for d in _reduced(node, uses, before, layouts, n, o)]
-            held |= dict(zip_longest(uses, sizes, fillvalue=0))
+    layouts, by_output = _layouts(out, layers, start)
+    for node, d in next(iter(by_output)).items():
+        if node in layouts:
+            sizes = [d.nbytes * o / n for d in _reduced(node, layers[node], d, layouts[node], n, o)]
+            held |= dict(zip_longest(layers[node], sizes, fillvalue=0))
     for p in params.values():
         saved.pop(p.untyped_storage().data_ptr(), None)
-    return layouts, sum(saved.values()) / n, held
+    return sum(saved.values()) / n, held
 
 
 # The other methods
@@ -442,7 +478,8 @@ def _ntk_vector_products(model, shares1, shares2):
     [(_, x1, *_)], [(_, x2, out, *_)] = shares1, shares2
     refusal = f'method="ntk_vector_products" cannot serve this {type(model).__name__}; use method="jacobian"'
     try:
-        with LOCK:
+        with LOCK, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             f, params = _functional(model)
             size = out.shape[2] * sum(p.numel() * p.element_size() for p in params.values())  # of a gradient
             chunk = max(1, int(MEMORY_BUDGET / 4 / max(size, 1)))
@@ -456,10 +493,10 @@ def _ntk_vector_products(model, shares1, shares2):
 
 _METHODS = {  # how to prepare a chunk of examples, and how to multiply two such to a block of Θ
     "auto": (_shares, _sum_of_shares), "layerwise": (partial(_shares, strict=True), _sum_of_shares),
-    "jacobian": (lambda model, x, out, names, _: [_whole(_jacobian(model, x, names))], _sum_of_shares),
+    "jacobian": (lambda model, x, out, _, names: [_whole(_jacobian(model, x, names))], _sum_of_shares),
     "ntk_vector_products": (lambda model, x, out, *_: [_Share((), x, out.detach()[:, None, :, None], 1, 0)],
                             _ntk_vector_products),
-    "loop": (lambda model, x, out, names, _: [_whole(_jacobian_by_loop(model, x, names))], _loop)}
+    "loop": (lambda model, x, out, _, names: [_whole(_jacobian_by_loop(model, x, names))], _loop)}
 
 
 @contextmanager
@@ -511,10 +548,10 @@ def _check(model, x, name):
 
 
 def _forward(model, x, name):
-    "The outputs (N, O), with their graph. Refuse outputs that have no kernel, or only a wrong one."
+    "The outputs (N, O) with their graph, and the copy of `x` at its start. Refuse what has no kernel, or only a wrong one."
     with LOCK:
         try:
-            out = model(x.clone())
+            out = model(start := x.clone())
             with torch.no_grad():
                 alone = [model(part.clone()) for part in ([x[:1], x[1:5]] if len(x) > 1 else [torch.cat([x, x])])]
         except Exception as error:
@@ -526,7 +563,7 @@ def _forward(model, x, name):
     _require(out.isfinite().all(), f"the model's outputs must be finite, got NaN or infinity for {name}")
     _require(_close(torch.cat(alone)[:len(x)], out[:5]), "the model's output for one example depends on the others in the "
              "batch or on chance; call model.eval(), or write the model so that examples do not mix")
-    return out
+    return out, start
 
 
 def _close(got, expected):

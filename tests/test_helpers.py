@@ -366,12 +366,18 @@ def test_two_processes_serve_a_model_defined_on_the_spot():
     assert_close(compute_ntk(model, x1, x2, n_jobs=2, chunk_size=2), ntk_by_definition(model, x1, x2))
 
 
-def test_threads_that_share_a_model_do_not_disturb_each_other():
+@pytest.mark.parametrize("norm", [nn.Identity, lambda: nn.LayerNorm(4)], ids=["one way", "two ways in one model"])
+def test_threads_that_share_a_model_do_not_disturb_each_other(norm):
     def slow(net, x):
         time.sleep(0.01)  # so that both threads are inside the model at once
-        return two_layers(net, x)
+        return net.last(torch.tanh(net.norm(net.first(x))))
 
-    model, x = Net(slow), data(6)
+    class SlowToTell(Net):
+        def named_parameters(self, *args, **kwargs):
+            time.sleep(0.01)
+            return super().named_parameters(*args, **kwargs)
+
+    model, x = SlowToTell(slow, norm=norm()), data(6)
     before, expected = list(model.parameters()), ntk_by_definition(model, x)
     with joblib.parallel_config(backend="threading"):
         ntk = compute_ntk(model, x, n_jobs=2, chunk_size=1)
