@@ -226,12 +226,12 @@ def compute_ntk(model, x1, x2=None, *, method="auto", chunk_size=None, n_jobs=No
         ntk = None
         with tqdm(total=n1 * n2 * len(groups), desc="NTK", unit=" entries", unit_scale=True, disable=not progress) as bar:
             for i, j, block in chain.from_iterable(strips):
+                _require(_finite(block), "the kernel must be finite, got NaN or infinity: a gradient is not, or is too long")
                 ntk = block.new_zeros(n1, n2, *block.shape[2:]) if ntk is None else ntk
                 right = len(block) if i == j else 0
                 mirrored = [(i, j, block)] + [(j + right, i, block[:, right:].permute(1, 0, 3, 2))] * (x2 is None)
                 for i, j, block in mirrored:
-                    part = ntk[i:i + len(block), j:j + block.shape[1]].add_(block)
-                    _require(part.isfinite().all(), "the kernel must be finite, got NaN or infinity: some gradient is not, or too long")
+                    ntk[i:i + len(block), j:j + block.shape[1]] += block
                     bar.update(block.shape[0] * block.shape[1])
     return ntk[:, :, 0, 0] if ntk.shape[2] == 1 else ntk
 
@@ -266,11 +266,11 @@ def _blocks(model, method, names, x1, x2, start, stop, size):
 
 def _sum_of_shares(model, shares1, shares2):
     "Over layers, and over the T places at which each is applied to an example: (D Dᵀ) ∘ (factor · A Aᵀ + constant)."
-    ntk = 0
+    ntk = shares1[0].gradients.new_zeros(())
     for (_, a1, d1, factor, constant), (_, a2, d2, *_) in zip(shares1, shares2):
         for s, t in np.ndindex(a1.shape[1], a2.shape[1]):
-            inputs = factor * (a1[:, s] @ a2[:, t].T)[:, :, None, None] + constant
-            ntk = ntk + torch.einsum("iap,jbp->ijab", d1[:, s], d2[:, t]).mul_(inputs)
+            inputs = torch.addmm(a1.new_tensor(constant), a1[:, s], a2[:, t].T, alpha=factor)[:, :, None, None]
+            ntk = torch.addcmul(ntk, torch.einsum("iap,jbp->ijab", d1[:, s], d2[:, t]), inputs)
     return ntk
 
 
@@ -294,7 +294,7 @@ def _shares(model, x, out, start, names, strict=False):
         others += layers.pop(node)
     _require(not (strict and others), f'method="layerwise" cannot serve {", ".join(others)}, which the model uses otherwise '
              'than once, as weight or bias of a linear layer or convolution; use method="auto"')
-    shares = [_whole(out.detach()[:, :, None][..., :0])]  # an output that depends on no parameter has Θ = 0
+    shares = []
     rows = zip(*([_reduced(node, layers[node], d[node], layouts[node], *out.shape) for node in layers] for d in by_output))
     for (node, uses), outputs in zip(layers.items(), rows):
         reduced = [torch.stack(d, -2) if len(d) > 1 else d[0].unsqueeze(-2) for d in zip(*outputs)]
@@ -304,7 +304,9 @@ def _shares(model, x, out, start, names, strict=False):
             [(factor, a)] = [use for use in uses.values() if use[1] is not None]
             bias = sum(factor**2 for factor, a in uses.values() if a is None)
             shares.append(_Share((*uses, "layer"), _places(a, len(x), layouts[node]), *reduced, factor**2, bias))
-    return shares + ([_whole(_jacobian(model, x, others), *others)] if others else [])
+    if others:
+        shares.append(_whole(_jacobian(model, x, others), *others))
+    return shares or [_whole(out.detach()[:, :, None][..., :0])]  # an output that depends on no parameter has Θ = 0
 
 
 def _whole(gradients, *key, factor=1.0):
@@ -534,9 +536,9 @@ def _check(model, x, name):
     _require(not x.is_floating_point() or x.dtype in dtypes,
              f"{name} must have the model's dtype {' or '.join(map(str, dtypes))}, got {x.dtype}", TypeError)
     _require(x.device in devices, f"{name} must be on the model's device {' or '.join(map(str, devices))}, got {x.device}")
-    _require(x.isfinite().all(), f"{name} must be finite, got NaN or infinity")
+    _require(_finite(x), f"{name} must be finite, got NaN or infinity")
     for where, p in params.items():
-        _require(p.isfinite().all(), f"the model's weights must be finite, got NaN or infinity in {where}")
+        _require(_finite(p), f"the model's weights must be finite, got NaN or infinity in {where}")
     for where, module in model.named_modules():
         norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
         active = norm or isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
@@ -560,10 +562,16 @@ def _forward(model, x, name):
     _require(out.ndim == 2 and len(out) == len(x) and out.shape[1] > 0, "the model's output must have shape (N, O) = "
              f"({len(x)}, O), got {tuple(out.shape)} for {name} of shape {tuple(x.shape)}")
     _require(out.is_floating_point(), f"the model's output must be of a floating dtype, got {out.dtype}", TypeError)
-    _require(out.isfinite().all(), f"the model's outputs must be finite, got NaN or infinity for {name}")
+    _require(_finite(out), f"the model's outputs must be finite, got NaN or infinity for {name}")
     _require(_close(torch.cat(alone)[:len(x)], out[:5]), "the model's output for one example depends on the others in the "
              "batch or on chance; call model.eval(), or write the model so that examples do not mix")
     return out, start
+
+
+def _finite(tensor):
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    return all(math.isfinite(bound) for bound in tensor.detach().aminmax())  # one pass, nothing to store
 
 
 def _close(got, expected):

@@ -85,9 +85,11 @@ def floor(model, x1, x2):
     ready, outputs = [], model(x1[:1]).shape[1]
     for x in (x1,) if x2 is None else (x1, x2):
         seen = []
-        hooks = [layer.register_forward_hook(lambda _, a, z: seen.append((a[0], z))) for layer in layers(model)]
+        note = lambda layer, inputs, z, seen=seen: seen.append((inputs[0], z))
+        hooks = [layer.register_forward_hook(note) for layer in layers(model)]
         out = model(x)
-        [hook.remove() for hook in hooks]
+        for hook in hooks:
+            hook.remove()
         grads = [torch.autograd.grad(out, [z for _, z in seen], v.expand_as(out), retain_graph=True)
                  for v in torch.eye(outputs)]
         ready.append([(a.detach(), d) for (a, _), *d in zip(seen, *grads)])
@@ -157,7 +159,8 @@ def main():
         r = measure(model, x1, x2)
         ours = r["compute_ntk"][0]
         best = min(r[m][0] for m in ("torch.func, Jacobian", "torch.func, products") if r[m])
-        print(f"| {name} |", " | ".join(map(cell, r.values())), f"| {ours / r['floor'][0]:.2f} | {best / ours:,.3g} |", flush=True)
+        print(f"| {name} |", " | ".join(map(cell, r.values())), f"| {ours / r['floor'][0]:.2f} | {best / ours:,.3g} |",
+              flush=True)
 
 
 if __name__ == "__main__":
