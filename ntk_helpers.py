@@ -153,17 +153,10 @@ def _jacobian_by_loop(model, x, names=None):
     def gradient(output):
         if not output.requires_grad:  # every path to a parameter is detached
             return output.new_zeros(sum(p.numel() for p in params))
-        grads = zip(_autograd(output, params, torch.ones_like(output)), params)
-        return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in grads])
+        grads = torch.autograd.grad(output, params, retain_graph=True, materialize_grads=True)
+        return torch.cat([g.to_dense().flatten() for g in grads])  # an embedding's may be sparse
 
     return torch.stack([torch.stack([gradient(output) for output in model(xi[None].clone())[0]]) for xi in x]).detach()
-
-
-def _autograd(outputs, inputs, v):
-    try:
-        return torch.autograd.grad(outputs, inputs, v, retain_graph=True, allow_unused=True)
-    except RuntimeError as error:
-        raise ValueError(f"autograd cannot differentiate the model: {error}") from error
 
 
 def _functional(model, names=None):
@@ -187,17 +180,20 @@ def compute_ntk(model, x1, x2=None, *, method="auto", chunk_size=None, n_jobs=No
     """The empirical NTK: Θ[i, j, a, b] = ⟨∇θ f_a(x1[i]), ∇θ f_b(x2[j])⟩ over the trainable parameters θ.
 
     x1 (N1, …), x2 (N2, …) or None for x2 = x1 → (N1, N2) for a model with one output, (N1, N2, O, O) for several,
-    with the model's dtype, on its device. With x2 = None the result is exactly symmetric. The model is left as it was.
+    with the model's dtype, on its device. With x2 = None the result is exactly symmetric. The model is left as it was, and
+    must not be used by another thread meanwhile.
 
     method
         "auto": "layerwise" for every parameter it serves, "jacobian" for the others of the same model.
         "layerwise": Σ over layers of (D Dᵀ) ∘ (A Aᵀ + 1), from a layer's inputs A and the gradients D at its outputs.
-            Serves weights and biases of linear layers and convolutions that enter the graph once, as they are.
+            Serves weights and biases of linear layers and convolutions that enter the graph once. Where a layer is applied at
+            many places, its gradients are formed instead, layer by layer.
         "jacobian": J Jᵀ. Cost N·O backward passes and N²O²P (Novak et al. 2022, arXiv:2206.08720, section 3.2).
-        "ntk_vector_products": Θ v by one backward and one forward-mode pass per pair and output, without any Jacobian
+        "ntk_vector_products": Θ v by one backward and one forward-mode pass per pair and output, without the product J Jᵀ
             (same paper, section 3.3).
         "loop": the definition, one pair of gradients at a time. Slow; to learn from and to test against.
-    chunk_size: examples held at a time. None: as many as fit into 256 MB, and one if none does.
+    chunk_size: examples in a chunk; two chunks are held, and gradients computed anew for each pair of chunks. None: as many
+        as fit into 256 MB for each process, and one if none does.
     n_jobs: processes that share the rows, as in `joblib.Parallel`. None: one, or what `joblib.parallel_config` says.
     progress: show a bar.
 
@@ -299,19 +295,20 @@ def _shares(model, x, out, start, names, strict=False):
     for (node, uses), outputs in zip(layers.items(), rows):
         reduced = [torch.stack(d, -2) if len(d) > 1 else d[0].unsqueeze(-2) for d in zip(*outputs)]
         if reduced[0].ndim == 3:
-            shares += [_whole(d, name, factor=use[0]**2) for d, (name, use) in zip(reduced, uses.items())]
+            shares += [_whole(use[0] * d if use[0] != 1 else d, name) for d, (name, use) in zip(reduced, uses.items())]
         else:
             [(factor, a)] = [use for use in uses.values() if use[1] is not None]
             bias = sum(factor**2 for factor, a in uses.values() if a is None)
-            shares.append(_Share((*uses, "layer"), _places(a, len(x), layouts[node]), *reduced, factor**2, bias))
+            key = (*uses, "layer", factor, bias)  # a factor may differ between chunks, if the model branches
+            shares.append(_Share(key, _places(a, len(x), layouts[node]), *reduced, factor**2, bias))
     if others:
         shares.append(_whole(_jacobian(model, x, others), *others))
     return shares or [_whole(out.detach()[:, :, None][..., :0])]  # an output that depends on no parameter has Θ = 0
 
 
-def _whole(gradients, *key, factor=1.0):
+def _whole(gradients, *key):
     "The share of parameters with the gradients (N, O, P): that of a layer at one place with input 1."
-    return _Share(key, gradients.new_ones(len(gradients), 1, 1), gradients[:, None], factor, 0.0)
+    return _Share(key, gradients.new_ones(len(gradients), 1, 1), gradients[:, None], 1.0, 0.0)
 
 
 def _layers(model, out, names):
@@ -363,7 +360,8 @@ def _layouts(out, layers, start):
     Row r belongs to example i if factors c_i at the outputs become a factor c_i in row r. Nodes with other rows are left out.
     """
     def pull(v):  # the gradient of the sum over examples: they do not mix, so it holds each one's own
-        grads = _autograd(out, [GradientEdge(node, 0) for node in layers], v.expand_as(out)) if layers else ()
+        edges = [GradientEdge(node, 0) for node in layers]
+        grads = torch.autograd.grad(out, edges, v.expand_as(out), retain_graph=True, allow_unused=True) if edges else ()
         grads = [out.new_zeros(node._input_metadata[0].shape) if d is None else d for node, d in zip(layers, grads)]
         return {node: d if node.name() == "ConvolutionBackward0" else d.flatten(0, -2) for node, d in zip(layers, grads)}
 
@@ -486,9 +484,9 @@ def _ntk_vector_products(model, shares1, shares2):
             size = out.shape[2] * sum(p.numel() * p.element_size() for p in params.values())  # of a gradient
             chunk = max(1, int(MEMORY_BUDGET / 4 / max(size, 1)))
             ntk = torch.stack([vmap(block, (None, 0), chunk_size=chunk)(xi, x2) for xi in x1])
+            first = torch.einsum("iap,jbp->ijab", _jacobian_by_loop(model, x1[:1]), _jacobian_by_loop(model, x2[:1]))
     except (RuntimeError, NotImplementedError) as error:
         raise ValueError(f"{refusal}: {error}") from error
-    first = torch.einsum("iap,jbp->ijab", _jacobian_by_loop(model, x1[:1]), _jacobian_by_loop(model, x2[:1]))
     _require(_close(ntk[:1, :1], first), f"{refusal}: forward and backward mode disagree")  # torch.no_grad inside, say
     return ntk
 
@@ -503,7 +501,7 @@ _METHODS = {  # how to prepare a chunk of examples, and how to multiply two such
 
 @contextmanager
 def _undisturbed(model, *inputs):
-    "Give detached copies of `inputs` that autograd can use; afterwards the random state and the buffers are as before."
+    "Give detached `inputs` that autograd can use; afterwards the random state and the buffers are as before."
     _require(isinstance(model, nn.Module), f"model must be a torch.nn.Module, got {type(model).__name__}", TypeError)
     with torch.inference_mode(False), torch.enable_grad():
         state = [(store, dict(store)) for m in model.modules() for store in (vars(m), m._parameters, m._buffers)]
@@ -513,6 +511,10 @@ def _undisturbed(model, *inputs):
         try:
             with torch.random.fork_rng(devices=[x.device for x in inputs if isinstance(x, torch.Tensor) and x.is_cuda][:1]):
                 yield inputs
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ValueError(f"PyTorch cannot differentiate this {type(model).__name__}: {error}") from error
         finally:
             with torch.no_grad():
                 for store, before in state:
@@ -525,7 +527,7 @@ def _undisturbed(model, *inputs):
 
 
 def _check(model, x, name):
-    "Refuse what has no kernel, or only a wrong one; return the number of outputs O."
+    "Refuse what has no kernel, before the model is run."
     params = dict(model.named_parameters())
     _require(any(p.requires_grad for p in params.values()),
              "model has no trainable parameter: the NTK needs at least one with requires_grad=True")
@@ -551,11 +553,13 @@ def _check(model, x, name):
 
 def _forward(model, x, name):
     "The outputs (N, O) with their graph, and the copy of `x` at its start. Refuse what has no kernel, or only a wrong one."
+    parts, again = ([x[:1], x[1:5], x[-1:]], [*range(min(5, len(x))), -1]) if len(x) > 1 else ([torch.cat([x, x])], [0, 0])
+    versions = [p._version for p in model.parameters()]
     with LOCK:
         try:
             out = model(start := x.clone())
             with torch.no_grad():
-                alone = [model(part.clone()) for part in ([x[:1], x[1:5]] if len(x) > 1 else [torch.cat([x, x])])]
+                alone = [model(part.clone()) for part in parts]
         except Exception as error:
             raise ValueError(f"the model cannot take {name} of shape {tuple(x.shape)} and dtype {x.dtype}: {error}") from error
     _require(isinstance(out, torch.Tensor), f"the output must be one tensor (N, O), got {type(out).__name__}", TypeError)
@@ -563,7 +567,8 @@ def _forward(model, x, name):
              f"({len(x)}, O), got {tuple(out.shape)} for {name} of shape {tuple(x.shape)}")
     _require(out.is_floating_point(), f"the model's output must be of a floating dtype, got {out.dtype}", TypeError)
     _require(_finite(out), f"the model's outputs must be finite, got NaN or infinity for {name}")
-    _require(_close(torch.cat(alone)[:len(x)], out[:5]), "the model's output for one example depends on the others in the "
+    _require(versions == [p._version for p in model.parameters()], "the model changes its own weights when it is called")
+    _require(_close(torch.cat(alone), out[again]), "the model's output for one example depends on the others in the "
              "batch or on chance; call model.eval(), or write the model so that examples do not mix")
     return out, start
 

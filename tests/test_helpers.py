@@ -7,6 +7,7 @@ import html.parser
 import io
 import math
 import pickle
+import random
 import re
 import string
 import time
@@ -366,21 +367,22 @@ def test_two_processes_serve_a_model_defined_on_the_spot():
     assert_close(compute_ntk(model, x1, x2, n_jobs=2, chunk_size=2), ntk_by_definition(model, x1, x2))
 
 
+@pytest.mark.parametrize("method", GENERAL)
 @pytest.mark.parametrize("norm", [nn.Identity, lambda: nn.LayerNorm(4)], ids=["one way", "two ways in one model"])
-def test_threads_that_share_a_model_do_not_disturb_each_other(norm):
+def test_threads_that_share_a_model_do_not_disturb_each_other(norm, method):
     def slow(net, x):
-        time.sleep(0.01)  # so that both threads are inside the model at once
+        time.sleep(0.003)  # so that threads meet inside the model
         return net.last(torch.tanh(net.norm(net.first(x))))
 
     class SlowToTell(Net):
         def named_parameters(self, *args, **kwargs):
-            time.sleep(0.01)
+            time.sleep(0.005 * random.random())
             return super().named_parameters(*args, **kwargs)
 
     model, x = SlowToTell(slow, norm=norm()), data(6)
     before, expected = list(model.parameters()), ntk_by_definition(model, x)
     with joblib.parallel_config(backend="threading"):
-        ntk = compute_ntk(model, x, n_jobs=2, chunk_size=1)
+        ntk = compute_ntk(model, x, method=method, n_jobs=4, chunk_size=1)
     assert all(p is q for p, q in zip(before, model.parameters()))
     assert_close(ntk, expected)
 
@@ -623,6 +625,28 @@ def test_chunks_give_the_same_kernel_for_any_model(name, method):
     assert_close(compute_ntk(model, x, method=method, chunk_size=2), ntk_by_definition(model, x))
 
 
+def test_a_factor_may_differ_between_chunks():
+    "A weight times a number that the model chooses for each example, without mixing them."
+    def branching(net, x):
+        double = (x[:, :1] > 0).double()
+        if double.all() or not double.any():  # then one number serves the whole chunk
+            return net.last(torch.tanh(x @ ((2.0 if double.all() else 0.5) * net.first.weight)))
+        return torch.cat([branching(net, xi[None]) for xi in x])
+
+    model, x = Net(branching), data(10)
+    x[:5, 0], x[5:, 0] = x[:5, 0].abs(), -x[5:, 0].abs()
+    assert_close(compute_ntk(model, x, chunk_size=5), ntk_by_definition(model, x))
+    assert_close(compute_ntk(model, x[:5], x[5:]), ntk_by_definition(model, x[:5], x[5:]))
+
+
+def test_sparse_gradients_are_gradients():
+    model = nn.Sequential(nn.Embedding(7, 3, sparse=True), nn.Flatten(), nn.Linear(6, 2)).double()
+    x = torch.randint(0, 7, (4, 2))
+    dense = copy.deepcopy(model)
+    dense[0].sparse = False
+    assert_close(compute_ntk(model, x), ntk_by_definition(dense, x))
+
+
 @pytest.mark.parametrize("n1, n2", [(1, 300), (300, 1)])
 def test_one_input_against_many_is_one_pass_and_not_many(n1, n2):
     passes = []
@@ -854,6 +878,18 @@ def returns(function):
     return Net(lambda net, x: function(two_layers(net, x)))
 
 
+class Renormed(nn.Linear):
+    "Like nn.Embedding with max_norm: the forward pass rescales the weight."
+
+    def __init__(self):
+        super().__init__(4, 2)
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.weight /= self.weight.norm()
+        return super().forward(x)
+
+
 MIXES = "depends on the others.*or on chance"
 REFUSED_MODELS = {
     "function": (lambda x: x, TypeError, "model must be a torch.nn.Module, got function"),
@@ -882,6 +918,8 @@ REFUSED_MODELS = {
     "batch mean": (returns(lambda z: z - z.mean(0)), ValueError, MIXES),
     "sum over the rows above": (returns(lambda z: z.cumsum(0)), ValueError, MIXES),
     "difference from the first row": (Net(lambda net, x: two_layers(net, x - x[:1])), ValueError, MIXES),
+    "weights that the model changes": (nn.Sequential(nn.Linear(4, 4), Renormed()).double(), ValueError,
+                                       "changes its own weights"),
     "difference from the last row": (Net(lambda net, x: two_layers(net, x - x[-1:])), ValueError, MIXES),
 }
 
@@ -898,6 +936,16 @@ def test_functional_dropout_is_found_though_it_rarely_strikes():
     for _ in range(10):
         with pytest.raises(ValueError, match=MIXES):
             compute_ntk(model, x)
+
+
+def test_mixing_that_only_late_examples_feel_is_found():
+    "A mixture of experts that drops what exceeds its capacity."
+    def forward(net, x):
+        kept = torch.arange(len(x)) < 6
+        return two_layers(net, x) * kept[:, None]
+
+    with pytest.raises(ValueError, match=MIXES):
+        compute_ntk(Net(forward), data(12))
 
 
 @pytest.mark.parametrize("model", [training(nn.Dropout(0.0), "drop"), training(nn.GroupNorm(1, 3), "norm")])
