@@ -4,7 +4,7 @@ The article's loop: one backward pass per example, then a dot product for each p
 torch.func, Jacobian and torch.func, products: the two functions of PyTorch's tutorial "Neural Tangent Kernels".
 compute_ntk: ours. Floor: forward, backward and Gram products alone, with half of the latter where x2 = x1.
 
-Methods take turns within a case, and the median of three turns is shown. A number after ~ was measured on a few examples
+Methods take turns within a case, and the median of five turns is shown. A number after ~ was measured on a few examples
 or pairs and scaled up with N or N²; "memory" stands where the Jacobians would take more than 8 GB.
 """
 
@@ -130,7 +130,7 @@ def measure(model, x1, x2):
     scale = len(x1) * len(others) / len(few_pairs[0]) / len(few_pairs[1])
     turns = {"the article's loop": [], "torch.func, Jacobian": [], "torch.func, products": [], "compute_ntk": [], "floor": []}
     compute_ntk(model, x1[:2])
-    for _ in range(3):
+    for _ in range(5):
         turns["compute_ntk"].append(seconds(compute_ntk, model, x1, x2))
         turns["floor"].append(seconds(floor, model, x1, x2))
         if size * (len(x1) + len(others)) < 8e9:
