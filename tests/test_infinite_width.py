@@ -1,0 +1,254 @@
+"""Tests of infinite_width_ntk against Neural Tangents' numbers, the formulas in 60 digits (mpmath), other quadratures,
+and finite nets that are wide."""
+
+import math
+from pathlib import Path
+
+import mpmath as mp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from ntk_helpers import ACTIVATIONS, MLP, Kernels, compute_ntk, infinite_width_ntk
+
+REFERENCE = np.load(Path(__file__).parent / "data" / "infinite_width.npz")
+SCALES = [(2**0.5, 0.0), (1.0, 0.1), (0.5, 0.5), (2.0, 0.3)]
+
+
+def hard_inputs(d=5):
+    "Norms from 1e-3 to 1e2; identical, opposite and collinear inputs, inputs 1e-9 from another and from its opposite; zero."
+    rng = np.random.default_rng(0)
+    a, b = F.normalize(torch.tensor(rng.standard_normal((2, d))))
+    near, far = 1e-9 * F.normalize(torch.tensor(rng.standard_normal((2, d))))
+    return torch.stack([1e-3 * a, a, 100 * a, -a, -100 * a, 3 * a, a + near, -a + far, 1e-3 * b, b, 100 * b, a, 0 * a])
+
+
+# The duals E[φ(u) φ(v)] and E[φ′(u) φ′(v)] for the covariance [[p, k], [k, q]], in as many digits as mpmath is told
+
+
+def exact_relu(p, q, k):
+    if p * q == 0:
+        return mp.mpf(0), mp.mpf(1) / 4
+    cosine = max(min(k / mp.sqrt(p * q), mp.mpf(1)), mp.mpf(-1))
+    angle = mp.acos(cosine)
+    return mp.sqrt(p * q) / (2 * mp.pi) * (mp.sin(angle) + (mp.pi - angle) * cosine), (mp.pi - angle) / (2 * mp.pi)
+
+
+def exact_erf(p, q, k):
+    return (2 / mp.pi * mp.asin(2 * k / mp.sqrt((1 + 2 * p) * (1 + 2 * q))),
+            4 / mp.pi / mp.sqrt((1 + 2 * p) * (1 + 2 * q) - 4 * k * k))
+
+
+def exact_gelu(p, q, k):
+    "Tsuchida et al. 2021, arXiv:2002.08517, written in k; the second is the derivative of the first (Price's theorem)."
+    def product(k):
+        root = mp.sqrt((1 + p) * (1 + q) - k * k)
+        return ((k * k / ((1 + p) * (1 + q)) * (1 - p * q) / root + p * q / root + k * (mp.atan2(k, root) + mp.pi / 2))
+                / (2 * mp.pi))
+    return product(k), mp.diff(product, k, h=mp.mpf(10) ** -25)
+
+
+EXACT = {"relu": exact_relu, "erf": exact_erf, "gelu": exact_gelu}
+
+
+def exact_kernels(x, y, activation, hidden_layers, weight_std, bias_std):
+    x, y = ([mp.mpf(float(a)) for a in vector] for vector in (x, y))
+    weight, bias = mp.mpf(weight_std) ** 2, mp.mpf(bias_std) ** 2
+    p, q, k = (weight * mp.fsum(a * b for a, b in zip(*pair)) / len(x) + bias for pair in ((x, x), (y, y), (x, y)))
+    ntk = k
+    for _ in range(hidden_layers):
+        product, slopes = EXACT[activation](p, q, k)
+        k = weight * product + bias
+        ntk = k + weight * slopes * ntk
+        p, q = (weight * EXACT[activation](a, a, a)[0] + bias for a in (p, q))
+    return float(k), float(ntk)
+
+
+def assert_entries_agree(kernels, exact, rtol):
+    """Entry by entry. What is left of an entry that is zero but for the rounding of x itself (exactly opposite inputs of a
+    ReLU net, say) may be off by 1e-12 of √(Θ(x, x) Θ(x′, x′))."""
+    for kernel, expected in zip(kernels, exact):
+        length = expected.diagonal().sqrt()
+        assert ((kernel - expected).abs() <= rtol * expected.abs() + 1e-12 * length[:, None] * length).all()
+
+
+@pytest.mark.parametrize("i", range(len(REFERENCE["activation"])))
+@pytest.mark.parametrize("by", ["name", "callable"])
+def test_equals_neural_tangents(i, by):
+    activation = str(REFERENCE["activation"][i])
+    kernels = infinite_width_ntk(
+        torch.tensor(REFERENCE["x1"]), torch.tensor(REFERENCE["x2"]),
+        hidden_layers=int(REFERENCE["hidden_layers"][i]), activation=activation if by == "name" else ACTIVATIONS[activation],
+        weight_std=float(REFERENCE["weight_std"][i]), bias_std=float(REFERENCE["bias_std"][i]))
+    np.testing.assert_allclose(kernels.nngp, REFERENCE["nngp"][i], rtol=1e-11)
+    np.testing.assert_allclose(kernels.ntk, REFERENCE["ntk"][i], rtol=1e-11)
+
+
+@pytest.mark.parametrize("weight_std, bias_std", SCALES)
+@pytest.mark.parametrize("activation, hidden_layers", [*((a, n) for a in ("relu", "erf") for n in (1, 2, 5, 20)), ("gelu", 1),
+                                                       ("gelu", 4)])
+def test_hard_inputs_against_sixty_digits(activation, hidden_layers, weight_std, bias_std):
+    x = hard_inputs()
+    settings = {"activation": activation, "hidden_layers": hidden_layers, "weight_std": weight_std, "bias_std": bias_std}
+    with mp.workdps(60):
+        exact = torch.tensor([[exact_kernels(a, b, **settings) for b in x.numpy()] for a in x.numpy()], dtype=torch.float64)
+    assert_entries_agree(infinite_width_ntk(x, **settings), exact.unbind(-1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("weight_std, bias_std", SCALES)
+@pytest.mark.parametrize("activation", ["relu", "erf"])
+def test_quadrature_equals_the_closed_form_on_hard_inputs(activation, weight_std, bias_std):
+    x = hard_inputs()
+    settings = {"hidden_layers": 2, "weight_std": weight_std, "bias_std": bias_std}
+    closed = infinite_width_ntk(x, activation=activation, **settings)
+    assert_entries_agree(infinite_width_ntk(x, activation=ACTIVATIONS[activation], **settings), closed, rtol=1e-6)
+    x = x[x.norm(dim=1) < 50]
+    closed = infinite_width_ntk(x, activation=activation, **settings)
+    by_quadrature = infinite_width_ntk(x, activation=ACTIVATIONS[activation], **settings)
+    for kernel, expected in zip(by_quadrature, closed):
+        length = expected.diagonal().sqrt()
+        assert ((kernel - expected).abs() <= 1e-8 * expected.abs() + 1e-12 * length[:, None] * length).all()
+
+
+def by_grid(phi, slope, p, q, angle, kinks=()):
+    "E[φ(u) φ(v)] and E[φ′(u) φ′(v)] by Gauss–Legendre between the kinks of φ, first in u, and for each u in v."
+    nodes, weights = np.polynomial.legendre.leggauss(100)
+
+    def rule(low, high):
+        return (low + high) / 2 + (high - low) / 2 * nodes, (high - low) / 2 * weights
+
+    def expectation(f, mean, std):
+        edges = np.clip([(kink - mean) / std for kink in kinks], -9, 9)
+        edges = [-9, *edges, 9]
+        total = 0
+        for low, high in zip(edges, edges[1:]):
+            z, w = rule(low, high)
+            total += (w * np.exp(-z**2 / 2) / math.sqrt(2 * math.pi) * f(mean + std * z)).sum()
+        return total
+
+    c, s = math.cos(angle), math.sin(angle)
+
+    def of_product(f):
+        inner = lambda u: expectation(f, c * (q / p) ** 0.5 * u, s * q**0.5)
+        return expectation(lambda u: f(u) * np.array([inner(a) for a in u]), 0, p**0.5)
+
+    return of_product(phi), of_product(slope)
+
+
+@pytest.mark.parametrize("angle", [0.3, 1.2, 2.9])
+@pytest.mark.parametrize("phi, numpy_phi, numpy_slope, kinks, rtol", [
+    (torch.tanh, np.tanh, lambda u: 1 - np.tanh(u) ** 2, [0.0], (1e-9, 1e-9)),
+    (nn.ELU(), lambda u: np.where(u > 0, u, np.expm1(np.minimum(u, 0))), lambda u: np.exp(np.minimum(u, 0)), [0.0],
+     (1e-9, 1e-9)),
+    (lambda u: F.leaky_relu(u, 0.2), lambda u: np.where(u > 0, u, u / 5), lambda u: np.where(u > 0, 1, 0.2), [0.0],
+     (1e-9, 1e-9)),
+    (torch.sin, np.sin, np.cos, [0.0], (1e-9, 1e-9)),
+    (F.hardtanh, lambda u: np.clip(u, -1, 1), lambda u: 1.0 * (abs(u) < 1), [-1.0, 1.0], (2e-4, 1e-2)),
+], ids=["tanh", "elu", "leaky relu", "sin", "hardtanh"])
+def test_activations_of_ones_own_against_another_quadrature(phi, numpy_phi, numpy_slope, kinks, rtol, angle):
+    x1, x2 = torch.tensor([[1.1, 0.0]]), 0.8 * torch.tensor([[math.cos(angle), math.sin(angle)]])
+    nngp, ntk = infinite_width_ntk(x1.double(), x2.double(), activation=phi, weight_std=1.3, bias_std=0.0)
+    p, q = 1.3**2 * float(x1[0, 0].double()) ** 2 / 2, 1.3**2 * float(x2.double().square().sum()) / 2
+    angle = math.acos(float(x1[0].double() @ x2[0].double() / (x1.double().norm() * x2.double().norm())))
+    product, slopes = by_grid(numpy_phi, numpy_slope, p, q, angle, kinks)
+    assert float(nngp) == pytest.approx(1.3**2 * product, rel=rtol[0], abs=1e-12)
+    first = math.sqrt(p * q) * math.cos(angle)
+    assert float(ntk - nngp) == pytest.approx(1.3**2 * slopes * first, rel=rtol[1], abs=1e-12)
+
+
+@pytest.mark.parametrize("activation", ["relu", "erf", "tanh", "gelu", torch.sin])
+@pytest.mark.parametrize("hidden_layers", [1, 2])
+def test_is_the_limit_of_wide_nets(activation, hidden_layers):
+    "Means over 200 nets lie within 5 standard errors; the finite-width bias, of order 1/n, is smaller."
+    x = torch.tensor(np.random.default_rng(1).standard_normal((4, 3)))
+    scales = {"activation": activation, "hidden_layers": hidden_layers, "weight_std": 1.2, "bias_std": 0.4}
+    torch.manual_seed(0)
+    nets = [MLP(3, 256, parametrization="ntk", **scales).double() for _ in range(200)]
+    outputs = torch.stack([net(x).detach()[:, 0] for net in nets])
+    samples = {"nngp": outputs[:, :, None] * outputs[:, None], "ntk": torch.stack([compute_ntk(net, x) for net in nets])}
+    for name, kernel in infinite_width_ntk(x, **scales)._asdict().items():
+        error = samples[name].std(dim=0) / 200**0.5
+        assert ((samples[name].mean(dim=0) - kernel).abs() <= 5 * error).all()
+        assert (error <= 0.15 * kernel.diagonal().max()).all()  # so that the comparison says something
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 4), st.sampled_from(["relu", "erf", "tanh"]), st.integers(0, 99))
+def test_shapes_symmetry_and_rows(n1, n2, d, activation, seed):
+    x1, x2 = (torch.tensor(np.random.default_rng(seed + i).standard_normal((n, d))) for i, n in enumerate((n1, n2)))
+    both = infinite_width_ntk(torch.cat([x1, x2]), activation=activation, bias_std=0.1)
+    across = infinite_width_ntk(x1, x2, activation=activation, bias_std=0.1)
+    for kernel, block in zip(both, across):
+        assert kernel.dtype == torch.float64 and torch.equal(kernel, kernel.T)
+        assert torch.linalg.eigvalsh(kernel).min() >= -1e-8 * kernel.diagonal().max()
+        torch.testing.assert_close(block, kernel[:n1, n1:], rtol=1e-7, atol=1e-8)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3), st.integers(1, 5))
+def test_relu_without_bias_is_homogeneous(a, b, hidden_layers):
+    x1, x2 = torch.tensor([[1.0, 2.0, -1.0]]), torch.tensor([[0.5, -1.0, 2.0]])
+    for scaled, kernel in zip(infinite_width_ntk(a * x1, b * x2, hidden_layers=hidden_layers),
+                              infinite_width_ntk(x1, x2, hidden_layers=hidden_layers)):
+        torch.testing.assert_close(scaled, a * b * kernel, rtol=1e-5, atol=0)  # a · x1 was rounded in float32
+
+
+def test_default_relu_keeps_the_norm_and_adds_it_once_a_layer():
+    "With weight_std = √2 and no bias, K(x, x) stays 2‖x‖²/d and Θ(x, x) = (L + 1) K(x, x)."
+    x = torch.tensor([[3.0, 4.0]])
+    for hidden_layers in (1, 2, 7):
+        nngp, ntk = infinite_width_ntk(x, hidden_layers=hidden_layers)
+        assert float(nngp) == pytest.approx(25) and float(ntk) == pytest.approx(25 * (hidden_layers + 1))
+
+
+@pytest.mark.parametrize("x", [torch.ones(2, 3), torch.ones(2, 3, dtype=torch.float16), torch.ones(2, 3, dtype=torch.int64),
+                               np.ones((2, 3)), [[1, 1, 1], [1, 1, 1]], torch.ones(2, 3, requires_grad=True)])
+def test_inputs_of_any_kind_give_float64(x):
+    kernels = infinite_width_ntk(x)
+    assert isinstance(kernels, Kernels) and kernels._fields == ("nngp", "ntk")
+    for kernel, value in zip(kernels, (1, 2)):
+        assert kernel.dtype == torch.float64 and not kernel.requires_grad
+        torch.testing.assert_close(kernel, 2.0 * value * torch.ones(2, 2, dtype=torch.float64))
+
+
+def test_works_without_grad_and_leaves_the_random_state():
+    x, state = hard_inputs()[:3], torch.get_rng_state()
+    with torch.no_grad():
+        kernels = infinite_width_ntk(x, activation="tanh")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(kernels, infinite_width_ntk(x, activation=torch.tanh)))
+
+
+X = torch.ones(2, 3)
+
+
+@pytest.mark.parametrize("arguments, options, error, message", [
+    ((X,), {"weight_std": 0}, ValueError, "weight_std must be a finite number above zero, got 0"),
+    ((X,), {"weight_std": -1.0}, ValueError, "weight_std must be"),
+    ((X,), {"weight_std": math.nan}, ValueError, "weight_std must be"),
+    ((X,), {"weight_std": "2"}, ValueError, "weight_std must be"),
+    ((X,), {"bias_std": -0.1}, ValueError, "bias_std must be a finite number, zero or more, got -0.1"),
+    ((X,), {"bias_std": math.inf}, ValueError, "bias_std must be"),
+    ((X,), {"hidden_layers": 0}, ValueError, "hidden_layers must be a positive integer, got 0"),
+    ((X,), {"hidden_layers": 1.5}, TypeError, "hidden_layers must be a positive integer, got 1.5"),
+    ((X,), {"activation": "swish"}, ValueError, r"one of \['relu', 'tanh', 'erf', 'gelu'\], got 'swish'"),
+    ((X,), {"activation": 3}, ValueError, "activation must be a callable or one of"),
+    ((X,), {"activation": torch.sum}, ValueError, "entry by entry"),
+    ((X,), {"activation": lambda u: (u > 0).double()}, ValueError, "that autograd can follow"),
+    ((X,), {"activation": torch.exp, "hidden_layers": 9}, ValueError, "must be finite"),
+    ((X,), {"weight_std": 1e200}, ValueError, "must be finite"),
+    ((X, torch.ones(2, 4)), {}, ValueError, "x1 and x2 must have as many features, got 3 and 4"),
+    ((torch.ones(3),), {}, ValueError, r"x1 must have shape \(N, d\), got \(3,\)"),
+    ((X, torch.ones(2, 3, 1)), {}, ValueError, r"x2 must have shape \(N, d\), got \(2, 3, 1\)"),
+    ((torch.ones(0, 3),), {}, ValueError, r"x1 must have shape"),
+    ((X, torch.tensor([[1.0, math.nan, 0.0]])), {}, ValueError, "x2 must be finite"),
+    ((X / 0,), {}, ValueError, "x1 must be finite"),
+    (("words",), {}, TypeError, "invalid data type 'str'"),
+])
+def test_refuses_what_has_no_kernel(arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        infinite_width_ntk(*arguments, **options)
