@@ -710,7 +710,8 @@ def infinite_width_ntk(x1, x2=None, *, hidden_layers=1, activation="relu", weigh
         nngp = weight * product + bias
         ntk = nngp + weight * slopes * ntk
         p, q = (weight * dual(k, k, torch.zeros_like(k))[0] + bias for k in (p, q))
-        angle = (nngp / (p[:, None].sqrt() * q.sqrt())).clamp(-1, 1).nan_to_num(0).acos()
+        cosine = (nngp / (p[:, None].sqrt() * q.sqrt())).nan_to_num(0)
+        angle = torch.where(1 - cosine.abs() < 1e-15, cosine.sign(), cosine).acos()  # in chaos rounding would grow
     _require(ntk.isfinite().all(), "the kernel must be finite: weight_std or the activation lets it grow past all bounds")
     return Kernels(*((k + k.T) / 2 if symmetric else k for k in (nngp, ntk)))
 
