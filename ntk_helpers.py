@@ -65,9 +65,7 @@ class MLP(nn.Module):
             _require_positive_integer(name, size)
         _require(parametrization in ("standard", "ntk"),
                  f'parametrization must be "standard" or "ntk", got {parametrization!r}')
-        for name, std in {"weight_std": weight_std, "bias_std": bias_std}.items():
-            _require(isinstance(std, Real) and 0 <= std < math.inf,
-                     f"{name} must be a finite number, zero or more, got {std!r}")
+        _require_scales(weight_std=weight_std, bias_std=bias_std)
         _require(parametrization == "ntk" or (weight_std, bias_std) == (2**0.5, 0.0),
                  'weight_std and bias_std need parametrization="ntk": the standard one has no such scales')
 
@@ -115,6 +113,11 @@ def _activation(choice):
     _require(callable(choice) or isinstance(choice, str) and choice in ACTIVATIONS,
              f"activation must be a callable or one of {list(ACTIVATIONS)}, got {choice!r}")
     return choice if callable(choice) else ACTIVATIONS[choice]
+
+
+def _require_scales(**scales):
+    for name, std in scales.items():
+        _require(isinstance(std, Real) and 0 <= std < math.inf, f"{name} must be a finite number, zero or more, got {std!r}")
 
 
 def _require_positive_integer(name, value):
@@ -686,10 +689,8 @@ def infinite_width_ntk(x1, x2=None, *, hidden_layers=1, activation="relu", weigh
     """
     _require_positive_integer("hidden_layers", hidden_layers)
     phi = _activation(activation)
-    _require(isinstance(weight_std, Real) and 0 < weight_std < math.inf,
-             f"weight_std must be a finite number above zero, got {weight_std!r}")
-    _require(isinstance(bias_std, Real) and 0 <= bias_std < math.inf,
-             f"bias_std must be a finite number, zero or more, got {bias_std!r}")
+    _require_scales(weight_std=weight_std, bias_std=bias_std)
+    _require(weight_std > 0, "weight_std must be above zero: without weights no kernel knows its inputs")
     symmetric = x2 is None
     x1, x2 = (torch.as_tensor(x).detach().double() for x in (x1, x1 if symmetric else x2))
     for name, x in {"x1": x1, "x2": x2}.items():
@@ -710,8 +711,8 @@ def infinite_width_ntk(x1, x2=None, *, hidden_layers=1, activation="relu", weigh
         nngp = weight * product + bias
         ntk = nngp + weight * slopes * ntk
         p, q = (weight * dual(k, k, torch.zeros_like(k))[0] + bias for k in (p, q))
-        cosine = (nngp / (p[:, None].sqrt() * q.sqrt())).nan_to_num(0)
-        angle = torch.where(1 - cosine.abs() < 1e-15, cosine.sign(), cosine).acos()  # in chaos rounding would grow
+        c = (nngp / (p[:, None].sqrt() * q.sqrt())).nan_to_num(0)
+        angle = torch.where(1 - c.abs() < 1e-15, c.sign(), c).acos()  # or rounding makes two of one input, deep in chaos
     _require(ntk.isfinite().all(), "the kernel must be finite: weight_std or the activation lets it grow past all bounds")
     return Kernels(*((k + k.T) / 2 if symmetric else k for k in (nngp, ntk)))
 
