@@ -59,10 +59,8 @@ class MLP(nn.Module):
     def __init__(self, input_dim, hidden_dim, output_dim=1, *, hidden_layers=1, activation="relu",
                  parametrization="standard", weight_std=2**0.5, bias_std=0.0):
         super().__init__()
-        sizes = {"input_dim": input_dim, "hidden_dim": hidden_dim, "output_dim": output_dim,
-                 "hidden_layers": hidden_layers}
-        for name, size in sizes.items():
-            _require_positive_integer(name, size)
+        _require_positive_integers(input_dim=input_dim, hidden_dim=hidden_dim, output_dim=output_dim,
+                                   hidden_layers=hidden_layers)
         _require(parametrization in ("standard", "ntk"),
                  f'parametrization must be "standard" or "ntk", got {parametrization!r}')
         _require_scales(weight_std=weight_std, bias_std=bias_std)
@@ -120,10 +118,11 @@ def _require_scales(**scales):
         _require(isinstance(std, Real) and 0 <= std < math.inf, f"{name} must be a finite number, zero or more, got {std!r}")
 
 
-def _require_positive_integer(name, value):
-    integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    _require(integer, f"{name} must be a positive integer, got {value!r}", TypeError)
-    _require(value >= 1, f"{name} must be a positive integer, got {value}")
+def _require_positive_integers(**values):
+    for name, value in values.items():
+        integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        _require(integer, f"{name} must be a positive integer, got {value!r}", TypeError)
+        _require(value >= 1, f"{name} must be a positive integer, got {value}")
 
 
 # 02 · Gradients, one per example -------------------------------------------------------------------------------------
@@ -211,7 +210,7 @@ def compute_ntk(model, x1, x2=None, *, method="auto", chunk_size=None, n_jobs=No
     """
     _require(method in [*_METHODS], f"method must be one of {(*_METHODS,)}, got {method!r}")
     if chunk_size is not None:
-        _require_positive_integer("chunk_size", chunk_size)
+        _require_positive_integers(chunk_size=chunk_size)
     _require(n_jobs is None or type(n_jobs) is int and n_jobs != 0,
              f"n_jobs must be None or an integer other than 0, got {n_jobs!r}")
     with _undisturbed(model, x1, x2) as (x1, x2):
@@ -681,14 +680,15 @@ def infinite_width_ntk(x1, x2=None, *, hidden_layers=1, activation="relu", weigh
     and the first K = Θ = weight_std² x·x′/d + bias_std². Every layer, the last included, has the same scales.
 
     activation: "relu" (Cho & Saul 2009) and "erf" (Williams 1997) in closed form; "tanh", "gelu" and any callable that
-        acts entry by entry by quadrature. Its relative error is below 1e-8 for a φ that is smooth but for a kink or jump
-        at 0 while K stays below 50, 1e-6 for K to 2e4; kinks elsewhere cost more (hardtanh: 2e-4 in K, 1e-2 in Θ).
+        acts entry by entry by quadrature, at about a millisecond for a pair of inputs and layer. Its relative error is below
+        1e-8 for a φ that is smooth but for a kink at 0 while K stays below 50, 1e-6 for K to 2e4; kinks elsewhere cost more
+        (hardtanh: 2e-4 in K, 1e-2 in Θ).
 
-    Raises TypeError or ValueError, saying what was expected and what came: inputs that are not (N, d), differ in d, are
-    empty, NaN or infinite; an unknown activation; scales out of range; kernels that overflow.
+    Raises TypeError or ValueError: inputs that are not (N, d), differ in d, are empty, NaN or infinite; an unknown activation;
+    scales out of range; kernels that overflow.
     """
-    _require_positive_integer("hidden_layers", hidden_layers)
-    phi = _activation(activation)
+    _require_positive_integers(hidden_layers=hidden_layers)
+    dual = {"relu": _relu_dual, "erf": _erf_dual}.get(activation, partial(_dual_by_quadrature, _activation(activation)))
     _require_scales(weight_std=weight_std, bias_std=bias_std)
     _require(weight_std > 0, "weight_std must be above zero: without weights no kernel knows its inputs")
     symmetric = x2 is None
@@ -698,7 +698,6 @@ def infinite_width_ntk(x1, x2=None, *, hidden_layers=1, activation="relu", weigh
         _require(x.isfinite().all(), f"{name} must be finite, got NaN or infinity")
     _require(x1.shape[1] == x2.shape[1], f"x1 and x2 must have as many features, got {x1.shape[1]} and {x2.shape[1]}")
 
-    dual = _DUALS.get(activation) or partial(_dual_by_quadrature, phi)
     weight, bias = x1.new_tensor([weight_std, bias_std]).square()
     u, v = (F.pad(x * (weight / x.shape[1]).sqrt(), (0, 1), value=bias_std) for x in (x1, x2))
     p, q = (a.square().sum(1) for a in (u, v))  # K(x, x) and K(x′, x′)
@@ -728,9 +727,6 @@ def _erf_dual(p, q, angle):
     k = p.sqrt() * q.sqrt() * angle.cos()
     return (2 / math.pi * (2 * k / ((1 + 2 * p) * (1 + 2 * q)).sqrt()).asin(),
             4 / math.pi / (1 + 2 * p + 2 * q + 4 * p * q * angle.sin() ** 2).sqrt())
-
-
-_DUALS = {"relu": _relu_dual, "erf": _erf_dual}
 
 
 def _dual_by_quadrature(activation, p, q, angle):
