@@ -681,8 +681,8 @@ def infinite_width_ntk(x1, x2=None, *, hidden_layers=1, activation="relu", weigh
 
     activation: "relu" (Cho & Saul 2009) and "erf" (Williams 1997) in closed form; "tanh", "gelu" and any callable that
         acts entry by entry by quadrature, at about a millisecond for a pair of inputs and layer. Its relative error is below
-        1e-8 for a φ that is smooth but for a kink at 0 while K stays below 50, 1e-6 for K to 2e4; kinks elsewhere cost more
-        (hardtanh: 2e-4 in K, 1e-2 in Θ).
+        1e-8 for these while K stays below 50, 1e-6 for K to 2e4. A kink elsewhere than at 0 costs more (hardtanh: 2e-4 in K,
+        1e-2 in Θ), and so do fast waves (sin: 1e-4 at K = 50) and φ that grow like exp.
 
     Raises TypeError or ValueError: inputs that are not (N, d), differ in d, are empty, NaN or infinite; an unknown activation;
     scales out of range; kernels that overflow.

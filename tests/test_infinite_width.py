@@ -160,6 +160,18 @@ def test_activations_of_ones_own_against_another_quadrature(phi, numpy_phi, nump
     assert float(ntk - nngp) == pytest.approx(1.3**2 * slopes * first, rel=rtol[1], abs=1e-12)
 
 
+@pytest.mark.parametrize("k, rtol", [(1.0, 1e-9), (9.0, 1e-8), (49.0, 2e-4)])
+def test_sin_against_its_closed_form(k, rtol):
+    "E[sin u sin v] = exp(−K) sinh(K(x, x′)) for Var u = Var v = K, and cosh for the slopes."
+    x = torch.tensor([[[1.0, 0.0]], [[math.cos(0.1), math.sin(0.1)]]], dtype=torch.float64) * k**0.5
+    nngp, ntk = infinite_width_ntk(*x, activation=torch.sin, weight_std=2**0.5)
+    covariance = float(x[0] @ x[1].T)
+    scale = math.exp(-k) * math.sinh(k)
+    assert float(nngp / 2) == pytest.approx(math.exp(-k) * math.sinh(covariance), abs=rtol * scale, rel=rtol)
+    slopes = float((ntk - nngp) / 2 / covariance)
+    assert slopes == pytest.approx(math.exp(-k) * math.cosh(covariance), abs=rtol * scale, rel=rtol)
+
+
 @pytest.mark.parametrize("activation", ["relu", "erf", "tanh", "gelu", torch.sin])
 @pytest.mark.parametrize("hidden_layers", [1, 2])
 def test_is_the_limit_of_wide_nets(activation, hidden_layers):
