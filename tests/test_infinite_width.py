@@ -16,7 +16,7 @@ from torch import nn
 from ntk_helpers import ACTIVATIONS, MLP, Kernels, compute_ntk, infinite_width_ntk
 
 REFERENCE = np.load(Path(__file__).parent / "data" / "infinite_width.npz")
-SCALES = [(2**0.5, 0.0), (1.0, 0.1), (0.5, 0.5), (2.0, 0.3)]
+SCALES = [(2**0.5, 0.0), (1.0, 0.1), (0.5, 0.5), (2.5, 0.3)]
 
 
 def hard_inputs(d=5):
@@ -235,10 +235,24 @@ def test_identical_and_opposite_inputs_stay_so_deep_in_chaos(activation, hidden_
         torch.testing.assert_close(kernel / kernel[0, 0], torch.tensor([[1, 1, -1.0], [1, 1, -1], [-1, -1, 1]]).double())
 
 
+def test_lists_keep_all_digits():
+    x = [[0.1, 0.7], [1.0, -1.0 - 1e-12]]
+    assert torch.equal(infinite_width_ntk(x).ntk, infinite_width_ntk(np.array(x)).ntk)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(inplace=True), torch.relu_, nn.PReLU(init=0.0).double()])
+def test_activations_in_place_or_with_weights(activation):
+    x = hard_inputs()[:4]
+    for kernel, expected in zip(infinite_width_ntk(x, activation=activation), infinite_width_ntk(x)):
+        torch.testing.assert_close(kernel, expected, rtol=1e-8, atol=1e-14)
+
+
 def test_works_without_grad_and_leaves_the_random_state():
     x, state = hard_inputs()[:3], torch.get_rng_state()
     with torch.no_grad():
         kernels = infinite_width_ntk(x, activation="tanh")
+    with torch.inference_mode():
+        assert all(torch.equal(a, b) for a, b in zip(kernels, infinite_width_ntk(x.clone(), activation="tanh")))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(kernels, infinite_width_ntk(x, activation=torch.tanh)))
 
@@ -258,16 +272,26 @@ X = torch.ones(2, 3)
     ((X,), {"activation": "swish"}, ValueError, r"one of \['relu', 'tanh', 'erf', 'gelu'\], got 'swish'"),
     ((X,), {"activation": 3}, ValueError, "activation must be a callable or one of"),
     ((X,), {"activation": torch.sum}, ValueError, "entry by entry"),
-    ((X,), {"activation": lambda u: (u > 0).double()}, ValueError, "that autograd can follow"),
+    ((X,), {"activation": lambda u: (u > 0).double()}, ValueError, "so that autograd can follow"),
+    ((X,), {"activation": np.tanh}, ValueError, "so that autograd can follow"),
+    ((X,), {"activation": lambda u: 3}, ValueError, "so that autograd can follow"),
+    ((X,), {"activation": nn.PReLU()}, ValueError, "must act on a float64 tensor"),
+    ((X,), {"activation": lambda u: u.float().tanh()}, ValueError, "in float64"),
+    ((X,), {"activation": nn.Softmax(-1)}, ValueError, "entry by entry"),
+    ((X,), {"activation": nn.Softmax(0)}, ValueError, "entry by entry"),
+    ((X,), {"activation": nn.Dropout()}, ValueError, "not at random"),
+    ((X,), {"activation": ["relu"]}, ValueError, "activation must be a callable or one of"),
+    ((X + 1j,), {}, ValueError, "x1 must be real"),
+    ((None,), {}, TypeError, "numpy.object_"),
     ((X,), {"activation": torch.exp, "hidden_layers": 9}, ValueError, "must be finite"),
     ((X,), {"weight_std": 1e200}, ValueError, "must be finite"),
-    ((X, torch.ones(2, 4)), {}, ValueError, "x1 and x2 must have as many features, got 3 and 4"),
+    ((X, torch.ones(2, 4)), {}, ValueError, r"x1 and x2 must have as many features, got \[3, 4\]"),
     ((torch.ones(3),), {}, ValueError, r"x1 must have shape \(N, d\), got \(3,\)"),
     ((X, torch.ones(2, 3, 1)), {}, ValueError, r"x2 must have shape \(N, d\), got \(2, 3, 1\)"),
     ((torch.ones(0, 3),), {}, ValueError, r"x1 must have shape"),
-    ((X, torch.tensor([[1.0, math.nan, 0.0]])), {}, ValueError, "x2 must be finite"),
-    ((X / 0,), {}, ValueError, "x1 must be finite"),
-    (("words",), {}, TypeError, "invalid data type 'str'"),
+    ((X, torch.tensor([[1.0, math.nan, 0.0]])), {}, ValueError, "x2 must be real and finite"),
+    ((X / 0,), {}, ValueError, "x1 must be real and finite"),
+    (("words",), {}, TypeError, "numpy.str_"),
 ])
 def test_refuses_what_has_no_kernel(arguments, options, error, message):
     with pytest.raises(error, match=message):
