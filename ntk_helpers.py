@@ -6,6 +6,7 @@ Notation: inputs N, outputs O, parameters P, width n, the Jacobian J (N·O × P)
 """
 
 import base64
+import copy
 import html
 import inspect
 import io
@@ -33,7 +34,7 @@ from PIL import Image
 from torch import nn
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge
-from torch.func import functional_call, jacrev, jvp, vjp, vmap
+from torch.func import functional_call, jacrev, jvp, stack_module_state, vjp, vmap
 from tqdm.auto import tqdm
 from traitlets import TraitError
 
@@ -762,6 +763,179 @@ def _dual_by_quadrature(activation, p, q, angle):
     pairs = torch.broadcast_tensors(p, q, angle)
     duals = torch.stack([expectations(*pair) for pair in zip(*(a.flatten() for a in pairs))])
     return duals.T.reshape(2, *angle.shape)
+
+
+# 07 · Training, predicted --------------------------------------------------------------------------------------------
+
+History = namedtuple("History", "steps times losses outputs distances kernels")
+
+
+def train(model, x, y, *, lr, steps, every=1, scale=1.0, kernel=False, progress=False):
+    """Full-batch gradient descent on ½ Σ (g − y)² / scale² for g = f₀ + scale (f − f₀), with f₀ the outputs at the start.
+
+    model: an `nn.Module`, or a list of S of one architecture, which are trained as one batch (`torch.func.vmap`); in place.
+    x (N, …), y (N,) for one output or (N, O).
+    lr: the learning rate η, stable below 2/λmax(Θ). Above, a warning comes before the first step.
+    scale: the α of Chizat et al. 2019 (arXiv:1812.07956): their α (f − f₀) is g − f₀. At 1 the model itself is trained, at
+        large ones nearly its linearisation. Division by α² keeps the time t = η · step the same for all.
+    every: steps from one record to the next; the first and the last step are always recorded.
+    kernel: record the NTK of f at x as well.
+
+    Returns a History of T records: steps (T,), times (T,) = η · steps, losses (T,) = ½ Σ (g − y)², outputs (T, N[, O]) = g,
+    distances (T,) = ‖θ − θ₀‖, kernels (T, N, N[, O, O]) or None. For a list an axis S comes after T.
+    Raises RuntimeError when the loss has grown a millionfold (the model keeps the weights of that step); TypeError or
+    ValueError for what `compute_ntk` refuses, y of another shape, values out of range, and models that form no batch.
+    """
+    models = [model] if isinstance(model, nn.Module) else [*model]
+    _require(models, "model must be a torch.nn.Module or a list of them, got an empty list")
+    _require_positive_integers(every=every, **{"steps + 1": steps + 1})
+    for name, value in {"lr": lr, "scale": scale}.items():
+        _require(isinstance(value, Real) and 0 < value < math.inf, f"{name} must be a finite number above zero, got {value!r}")
+    alone = []
+    for each in models:
+        with _undisturbed(each, x) as (x,):
+            _check(each, x, "x")
+            alone.append(_forward(each, x, "x")[0].detach())
+    y, shape = torch.as_tensor(y).detach().to(alone[0]), tuple(alone[0].shape)
+    y = y[:, None] if shape[1] == y.ndim == 1 else y
+    _require(y.shape == shape and _finite(y), f"y must be finite, a target for each output {shape}, got shape {tuple(y.shape)}")
+    f, params = _batch(models, x)
+    first, history = {name: p.clone() for name, p in params.items()}, []
+    with torch.no_grad():
+        try:
+            for step in tqdm(range(steps + 1), desc="training", unit=" steps", disable=not progress):
+                out, pullback = vjp(f, params)  # pullback: v ↦ Jᵀ v
+                if step == 0:
+                    f0, bound = out, 1e6 * ((out - y).square() + y.square()).sum((1, 2))
+                    _require(_close(out, torch.stack(alone)), "the models of a list must differ in their weights only")
+                    top = _largest_eigenvalue(pullback, out)
+                    if lr * top > 2:
+                        warnings.warn(f"lr = {lr:.3g} is above 2/λmax = {2 / top:.3g}: training will not converge as predicted",
+                                      stacklevel=2)
+                g = torch.lerp(f0, out, scale)
+                losses = (g - y).square().sum((1, 2)) / 2
+                _require((losses <= bound).all(), f"training diverged at step {step}, with a loss of {losses.max():.3g}; "
+                         f"lr = {lr:.3g}, and 2/λmax was {2 / top:.3g} at the start", RuntimeError)
+                if step % every == 0 or step == steps:
+                    moved = sum((p - first[name]).square().flatten(1).sum(1) for name, p in params.items()).sqrt()
+                    _write_back(models, params)
+                    kernels = [compute_ntk(each, x) for each in models] if kernel else [g.new_empty(0)] * len(models)
+                    history.append((torch.tensor(step), losses, g.squeeze(2), moved, torch.stack(kernels)))
+                if step < steps:
+                    for p, gradient in zip(params.values(), pullback((g - y) / scale)[0].values()):
+                        p -= lr * gradient
+        finally:
+            _write_back(models, params)
+    steps, *series = (torch.stack(s) for s in zip(*history))
+    losses, outputs, distances, kernels = (s[:, 0] for s in series) if models[0] is model else series
+    return History(steps, lr * steps.double(), losses, outputs, distances, kernels if kernel else None)
+
+
+def _batch(models, x):
+    "The outputs (S, N, O) of all models at x as a function of their parameters; and these, stacked along a first axis."
+    one = lambda params, others: functional_call(models[0], {**params, **others}, (x.clone(),))
+    try:
+        stacked, others = stack_module_state(models)
+        trainable = {name for name, p in models[0].named_parameters() if p.requires_grad}
+        params = {name: p.detach() for name, p in stacked.items() if name in trainable}
+        others.update({name: p.detach() for name, p in stacked.items() if name not in trainable})
+        f = lambda params: vmap(one)(params, others)
+        if len(models) == 1:  # a single one needs no vmap, which some do not allow
+            f = lambda params: one(*({name: p[0] for name, p in group.items()} for group in (params, others)))[None]
+        f(params)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ValueError(f"these models cannot be trained as one batch, train them one by one: {error}") from error
+    return f, params
+
+
+def _write_back(models, params):
+    for i, model in enumerate(models):
+        for name, p in model.named_parameters():
+            if name in params:
+                p.copy_(params[name][i])
+
+
+def _largest_eigenvalue(pullback, out):
+    "λmax of Θ, over all models, by power iteration; Θ v = J Jᵀ v is the gradient of ½ ‖Jᵀ v‖²."
+    v, top = torch.cos(torch.arange(1.0, 1 + out.numel())).reshape(out.shape).to(out), 0.0
+    half_square = lambda v: sum(g.square().sum() for g in pullback(v)[0].values()) / 2
+    for _ in range(100):
+        v = torch.func.grad(half_square)(v / v.norm(dim=(1, 2), keepdim=True).clamp(min=1e-30))
+        top, before = v.norm(dim=(1, 2)).max().item(), top
+        if abs(top - before) <= 1e-3 * top:
+            break
+    return top
+
+
+def linearize(model):
+    """The tangent model f_lin(x, Δθ) = f(x; θ₀) + J(x) Δθ at the model's present parameters θ₀, as a function of x and Δθ.
+
+    x (N, …), Δθ (P,) in the order of `get_grads`' columns → (N, O), as the model has it; differentiable in Δθ. What becomes of
+    the model later does not change it. Source: Lee et al. 2019, arXiv:1902.06720, eq. 3.
+    Raises ValueError for Δθ of another shape, and what the model itself raises.
+    """
+    _require(isinstance(model, nn.Module), f"model must be a torch.nn.Module, got {type(model).__name__}", TypeError)
+    frozen = copy.deepcopy(model)
+    params = {name: p.detach() for name, p in frozen.named_parameters() if p.requires_grad}
+    sizes = [p.numel() for p in params.values()]
+    _require(sizes, "model has no trainable parameter")
+
+    def f_lin(x, delta):
+        _require(delta.shape == (sum(sizes),), f"Δθ must have shape ({sum(sizes)},), got {tuple(delta.shape)}")
+        moves = [d.view_as(p) for d, p in zip(delta.split(sizes), params.values())]
+        out, pullback = vjp(lambda params: functional_call(frozen, params, (x.clone(),)), params)
+        # J Δθ is the gradient of ⟨Jᵀ v, Δθ⟩ in v: two passes backward, which serve models without a forward mode, too
+        pairing = lambda v: sum((g * move).sum() for g, move in zip(pullback(v)[0].values(), moves))
+        return out.detach() + torch.func.grad(pairing)(torch.zeros_like(out))
+
+    return f_lin
+
+
+def gradient_flow(ntk, targets, initial, times, *, ntk_test=None, initial_test=None):
+    """Outputs under gradient flow df/dt = −Θ (f − y) on ½ Σ (f − y)² with a constant kernel, in closed form:
+
+        f(t) = y + exp(−Θ t) (f₀ − y)        f(x, t) = f₀(x) + Θ(x, X) Θ⁻¹ (1 − exp(−Θ t)) (y − f₀)
+
+    (Jacot et al. 2018, arXiv:1806.07572, section 5; Lee et al. 2019, arXiv:1902.06720, eqs. 8–11.) Gradient descent with a
+    small learning rate η is there at t = η · step. For a mean over N instead of the sum, divide t by N.
+
+    ntk (N, N), targets y and initial f₀ (N,) or (N, O), times (T,), in any order, ∞ allowed → (T, N[, O]), in float64.
+    With ntk_test Θ(x, X) (M, N) and initial_test (M[, O]), the outputs off the training data as well: a pair, the second
+    (T, M[, O]). One eigendecomposition serves all times.
+
+    Eigenvalues that are zero to the precision of the kernel's dtype are set to zero, with a warning that counts them: outputs
+    do not move along their eigenvectors, and t = ∞ is the minimum-norm solution, Θ⁻¹ being the pseudo-inverse.
+    Raises ValueError for shapes that do not fit, NaN, negative times, and a kernel that is not symmetric and positive
+    semidefinite.
+    """
+    ntk = _square(ntk)
+    eigenvalues, modes = spectrum(ntk)
+    zero = eigenvalues.abs().max() * max(10, len(ntk)) * torch.finfo(ntk.dtype).eps
+    _require(eigenvalues.min() >= -10 * zero, "ntk must be positive semidefinite, got an eigenvalue "
+             f"{eigenvalues.min():.3g}, with the largest {eigenvalues.max():.3g}")
+    moving = eigenvalues > zero
+    if not moving.all():
+        warnings.warn(f"the kernel is singular: {(~moving).sum()} of {len(ntk)} eigenvalues are zero to its precision, below "
+                      f"{zero:.2g}. What lies along their eigenvectors is never learned.", stacklevel=2)
+    float64 = lambda a: torch.as_tensor(a).detach().to(modes)
+    targets, initial, times = float64(targets), float64(initial), float64(times)
+    _require(targets.ndim in (1, 2) and len(targets) == len(ntk) and targets.shape == initial.shape,
+             f"targets and initial must both have shape ({len(ntk)},) or ({len(ntk)}, O), "
+             f"got {tuple(targets.shape)} and {tuple(initial.shape)}")
+    _require(times.ndim == 1 and (times >= 0).all(), f"times must be a list of numbers, zero or more, got {times.tolist()}")
+    _require((targets.isfinite() & initial.isfinite()).all(), "targets and initial must be finite, got NaN or infinity")
+    _require((ntk_test is None) == (initial_test is None), "ntk_test and initial_test belong together: give both or none")
+    λ, modes = eigenvalues[moving], modes[:, moving]
+    learned = -torch.expm1(-λ * times[:, None])  # (T, modes): the part of each mode that is learned by then
+    along = torch.einsum("nk,n...->k...", modes, targets - initial)
+    outputs = initial + torch.einsum("nk,tk,k...->tn...", modes, learned, along)
+    if ntk_test is None:
+        return outputs
+    ntk_test, initial_test = _matrix(ntk_test).to(modes), float64(initial_test)
+    _require(ntk_test.shape == (len(initial_test), len(ntk)) and initial_test.shape[1:] == initial.shape[1:],
+             f"ntk_test must have shape (M, {len(ntk)}) and initial_test (M, …) as initial, got {tuple(ntk_test.shape)} and "
+             f"{tuple(initial_test.shape)}")
+    return outputs, initial_test + torch.einsum("mk,tk,k...->tm...", ntk_test @ modes, learned / λ, along)
 
 
 # Pictures ------------------------------------------------------------------------------------------------------------
