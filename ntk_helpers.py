@@ -786,9 +786,11 @@ def train(model, x, y, *, lr, steps, every=1, scale=1.0, kernel=False, progress=
     Raises RuntimeError when the loss has grown a millionfold (the model keeps the weights of that step); TypeError or
     ValueError for what `compute_ntk` refuses, y of another shape, values out of range, and models that form no batch.
     """
+    _require(isinstance(model, nn.Module) or isinstance(model, (list, tuple)) and model,
+             f"model must be a torch.nn.Module or a list of them, got {model!r}", TypeError)
     models = [model] if isinstance(model, nn.Module) else [*model]
-    _require(models, "model must be a torch.nn.Module or a list of them, got an empty list")
-    _require_positive_integers(every=every, **{"steps + 1": steps + 1})
+    _require(isinstance(steps, (int, np.integer)) and steps >= 0, f"steps must be an integer, zero or more, got {steps!r}")
+    _require_positive_integers(every=every)
     for name, value in {"lr": lr, "scale": scale}.items():
         _require(isinstance(value, Real) and 0 < value < math.inf, f"{name} must be a finite number above zero, got {value!r}")
     alone = []
@@ -799,9 +801,9 @@ def train(model, x, y, *, lr, steps, every=1, scale=1.0, kernel=False, progress=
     y, shape = torch.as_tensor(y).detach().to(alone[0]), tuple(alone[0].shape)
     y = y[:, None] if shape[1] == y.ndim == 1 else y
     _require(y.shape == shape and _finite(y), f"y must be finite, a target for each output {shape}, got shape {tuple(y.shape)}")
-    f, params = _batch(models, x)
-    first, history = {name: p.clone() for name, p in params.items()}, []
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
+        f, params = _batch(models, x)
+        first, history = {name: p.clone() for name, p in params.items()}, []
         try:
             for step in tqdm(range(steps + 1), desc="training", unit=" steps", disable=not progress):
                 out, pullback = vjp(f, params)  # pullback: v ↦ Jᵀ v

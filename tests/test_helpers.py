@@ -1703,5 +1703,6 @@ def test_every_public_name_exists_and_is_described():
     public = {name: value for name, value in vars(ntk_helpers).items()
               if getattr(value, "__module__", None) == "ntk_helpers" and not name.startswith("_")}
     assert set(public) == {"MLP", "get_grads", "compute_ntk", "cosine", "alignment", "spectrum", "Spectrum", "plot_kernel",
-                           "set_style", "show", "Explorer", "check", "infinite_width_ntk", "Kernels"}
+                           "set_style", "show", "Explorer", "check", "infinite_width_ntk", "Kernels", "train", "History",
+                           "linearize", "gradient_flow"}
     assert all(value.__doc__ for value in public.values())

@@ -1,0 +1,375 @@
+"""train, linearize and gradient_flow against plain loops, double backward, matrix exponentials and integrated differential
+equations."""
+
+import copy
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.integrate import solve_ivp
+from torch import nn
+
+from ntk_helpers import MLP, compute_ntk, get_grads, gradient_flow, linearize, spectrum, train
+
+torch.set_num_threads(1)
+NAMES = dict(parametrization="ntk", activation="tanh")
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 1)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.b(torch.tanh(self.a(x)))))
+
+
+def data(n=6, d=3, outputs=1, seed=0, dtype=torch.float64):
+    rng = np.random.default_rng(seed)
+    y = torch.tensor(rng.normal(size=(n, outputs)), dtype=dtype)
+    return torch.tensor(rng.normal(size=(n, d)), dtype=dtype), y
+
+
+def net(seed=0, *args, **kwargs):
+    torch.manual_seed(seed)
+    return MLP(*(args or (3, 20)), **kwargs).double()
+
+
+def descend(model, x, y, lr, steps, scale=1.0):
+    "The definition, with autograd and an optimiser: ½ Σ (f₀ + α (f − f₀) − y)² / α²."
+    model = copy.deepcopy(model)
+    optimiser, f0 = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr), model(x).detach()
+    losses, outputs = [], []
+    for step in range(steps + 1):
+        g = f0 + scale * (model(x) - f0)
+        loss = ((g - y) ** 2).sum() / 2
+        losses.append(loss.item())
+        outputs.append(g.detach())
+        if step < steps:
+            optimiser.zero_grad()
+            (loss / scale**2).backward()
+            optimiser.step()
+    return model, torch.tensor(losses, dtype=torch.float64), torch.stack(outputs)
+
+
+# train ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 30.0])
+@pytest.mark.parametrize("outputs", [1, 2])
+@pytest.mark.parametrize("kind", ["mlp", "deep ntk", "tied", "lstm", "frozen", "bare"])
+def test_train_is_gradient_descent(kind, outputs, scale):
+    x, y = data(outputs=outputs)
+    torch.manual_seed(0)
+    if kind in ("tied", "lstm"):
+        model = {"tied": Tied, "lstm": Recurrent}[kind]().double()
+        x = x[:, None].expand(-1, 4, -1) * torch.arange(4)[:, None] if kind == "lstm" else x
+        y = data(outputs=2 if kind == "lstm" else 1)[1]
+    elif kind == "bare":
+        model = nn.Sequential(nn.Linear(3, 9), nn.ReLU(inplace=True), nn.BatchNorm1d(9), nn.Linear(9, outputs)).double().eval()
+    else:
+        model = net(0, 3, 20, outputs, **(dict(hidden_layers=2, **NAMES) if kind == "deep ntk" else {}))
+    if kind == "frozen":
+        model.lin1.weight.requires_grad_(False)
+    wanted, losses, trajectory = descend(model, x, y, 0.02, 25, scale)
+    before = [p.detach().clone() for p in model.parameters() if p.requires_grad]
+    history = train(model, x, y, lr=0.02, steps=25, scale=scale)
+    torch.testing.assert_close(history.losses, losses, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(history.outputs, trajectory.squeeze(2), rtol=1e-8, atol=1e-10)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p, wanted.get_parameter(name), rtol=1e-9, atol=1e-11)
+    after = [p.detach() for p in model.parameters() if p.requires_grad]
+    distance = math.sqrt(sum(float(((p - q) ** 2).sum()) for p, q in zip(after, before)))
+    assert math.isclose(history.distances[-1], distance, rel_tol=1e-9)
+    assert history.distances[0] == 0
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_a_list_is_trained_as_each_alone(outputs):
+    x, y = data(outputs=outputs)
+    models = [net(seed, 3, 12, outputs, **NAMES) for seed in range(5)]
+    alone = [copy.deepcopy(model) for model in models]
+    histories = [train(model, x, y, lr=0.05, steps=11, every=4, kernel=True, scale=2.0) for model in alone]
+    history = train(models, x, y, lr=0.05, steps=11, every=4, kernel=True, scale=2.0)
+    assert history.steps.tolist() == [0, 4, 8, 11]
+    torch.testing.assert_close(history.times, 0.05 * history.steps.double())
+    for field in ("losses", "outputs", "distances", "kernels"):
+        wanted = torch.stack([getattr(h, field) for h in histories], dim=1)
+        torch.testing.assert_close(getattr(history, field), wanted, rtol=1e-10, atol=1e-12)
+    for model, other in zip(models, alone):
+        for p, q in zip(model.parameters(), other.parameters()):
+            torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
+
+
+def test_the_kernels_recorded_are_those_of_the_steps():
+    x, y = data()
+    model = net()
+    copies = [copy.deepcopy(model) for _ in range(3)]
+    kernels = train(model, x, y, lr=0.02, steps=4, every=2, kernel=True).kernels
+    for steps, other, kernel in zip((0, 2, 4), copies, kernels):
+        train(other, x, y, lr=0.02, steps=steps)
+        torch.testing.assert_close(kernel, compute_ntk(other, x))
+
+
+def test_no_steps_record_the_start_and_a_list_of_one_keeps_its_axis():
+    x, y = data()
+    history = train(net(), x, y[:, 0].numpy(), lr=0.01, steps=0)
+    assert history.outputs.shape == (1, 6) and history.kernels is None
+    assert history.losses.shape == history.steps.shape == history.times.shape == history.distances.shape == (1,)
+    assert train([net()], x, y, lr=0.01, steps=3).outputs.shape == (4, 1, 6)
+    assert train((net(), net(1)), x, y, lr=0.01, steps=3, every=100).steps.tolist() == [0, 3]
+
+
+def test_grad_mode_random_state_and_flags_are_left_alone():
+    x, y = data()
+    model = net()
+    state = torch.random.get_rng_state()
+    with torch.no_grad():
+        first = train(copy.deepcopy(model), x, y, lr=0.05, steps=5)
+    other = copy.deepcopy(model)
+    with torch.inference_mode():
+        second = train(other, x.clone(), y, lr=0.05, steps=5)
+    assert torch.equal(first.losses, train(model, x, y, lr=0.05, steps=5).losses)
+    torch.testing.assert_close(first.losses, second.losses.clone())
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(p.requires_grad and p.is_leaf for p in model.parameters())
+    assert model(x).requires_grad
+
+
+def test_float32_stays_float32():
+    x, y = data(dtype=torch.float32)
+    history = train(net().float(), x, y.double(), lr=0.05, steps=3, kernel=True)
+    assert history.outputs.dtype == history.losses.dtype == history.kernels.dtype == torch.float32
+
+
+def caught(action):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        action()
+    return [str(w.message) for w in found]
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_learning_rate_above_the_bound_is_warned_of_before_the_first_step(seed, outputs):
+    x, y = data(8, outputs=outputs, seed=seed)
+    models = [net(seed + 10 * i, 3, 16, outputs, **NAMES) for i in range(3)]
+    tops = [np.linalg.eigvalsh(compute_ntk(m, x).reshape(8, 8, outputs, outputs).permute(0, 2, 1, 3).reshape(
+        8 * outputs, 8 * outputs))[-1] for m in models]
+    assert caught(lambda: train(models, x, y, lr=1.95 / max(tops), steps=0)) == []
+    [message] = caught(lambda: train(models, x, y, lr=2.05 / max(tops), steps=0))
+    assert f"2/λmax = {2 / max(tops):.2g}"[:-1] in message
+    assert caught(lambda: train(models[0], x, y, lr=1.95 / tops[0], steps=0)) == []
+    assert len(caught(lambda: train(models[0], x, y, lr=2.05 / tops[0], steps=0))) == 1
+
+
+class Linear(nn.Module):
+    "f = θ·x, whose kernel never moves: above 2/λmax it must diverge."
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 1, bias=False).double()
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def test_divergence_stops_with_a_clear_error():
+    x, y = data(d=2)
+    top = torch.linalg.eigvalsh(x @ x.T)[-1].item()
+    model = Linear()
+    with pytest.warns(UserWarning, match="above 2/λmax"), pytest.raises(RuntimeError, match=r"diverged at step \d+.*2/λmax"):
+        train(model, x, y, lr=2.2 / top, steps=10_000)
+    assert all(p.isfinite().all() for p in model.parameters())
+    train(Linear(), x, y, lr=1.9 / top, steps=1000)  # just below it does not
+    with pytest.warns(UserWarning), pytest.raises(RuntimeError, match="diverged"):
+        train([Linear(), Linear()], x, y, lr=1e30, steps=100)
+    with pytest.warns(UserWarning), pytest.raises(RuntimeError, match="diverged"):
+        train(Linear().float(), x.float(), y.float(), lr=1e30, steps=100)  # past the largest float32 at once
+
+
+def test_a_net_that_is_done_stays():
+    x, _ = data()
+    model = net()
+    history = train(model, x, model(x).detach(), lr=0.01, steps=5)
+    assert history.losses.max() == 0 and history.distances.max() == 0
+
+
+X, Y = data()
+WRONG = {
+    "lr zero": (dict(lr=0.0), "lr"), "lr negative": (dict(lr=-1.0), "lr"), "lr NaN": (dict(lr=math.nan), "lr"),
+    "lr text": (dict(lr="fast"), "lr"), "scale zero": (dict(scale=0), "scale"),
+    "scale infinite": (dict(scale=math.inf), "scale"),
+    "steps negative": (dict(steps=-1), "steps"), "steps fraction": (dict(steps=1.5), "steps"),
+    "steps text": (dict(steps="5"), "steps"), "every zero": (dict(every=0), "every"),
+    "y too short": (dict(y=Y[:-1]), "y must"), "y NaN": (dict(y=Y * math.nan), "y must"),
+    "y transposed": (dict(y=Y.T), "y must"),
+    "x too wide": (dict(x=torch.ones(6, 4).double()), "cannot take x"), "x float32": (dict(x=X.float()), "dtype"),
+    "x NaN": (dict(x=X * math.nan), "x must be finite"), "no model": (dict(model=[]), "model"),
+    "no module": (dict(model=lambda x: x), "torch.nn.Module"), "a list of others": (dict(model=[1]), "Module"),
+    "dropout": (dict(model=nn.Sequential(nn.Dropout(0.5), nn.Linear(3, 1)).double()), "eval"),
+    "frozen": (dict(model=net().requires_grad_(False)), "trainable"),
+    "widths differ": (dict(model=[net(0, 3, 4), net(0, 3, 5)]), "one batch"),
+    "classes differ": (dict(model=[net(0, 3, 4), nn.Linear(3, 1).double()]), "one batch"),
+    "activations differ": (dict(model=[net(), net(0, 3, 20, activation="tanh")]), "weights only"),
+}
+
+
+@pytest.mark.parametrize(("changes", "says"), WRONG.values(), ids=WRONG)
+def test_train_refuses(changes, says):
+    arguments = {"model": net(), "x": X, "y": Y, "lr": 0.01, "steps": 2, **changes}
+    with pytest.raises((TypeError, ValueError), match=says):
+        train(arguments.pop("model"), arguments.pop("x"), arguments.pop("y"), **arguments)
+
+
+# linearize -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [net(activation="gelu"), net(0, 3, 8, 2, **NAMES), Tied().double(), Recurrent().double()],
+                         ids=["gelu", "ntk", "tied", "lstm"])
+def test_linearize_is_the_tangent(model):
+    x, _ = data()
+    x = x[:, None].expand(-1, 4, -1) if isinstance(model, Recurrent) else x
+    grads, f0 = get_grads(model, x), model(x).detach()
+    grads = grads.reshape(*f0.shape, -1)
+    f_lin = linearize(model)
+    delta = torch.tensor(np.random.default_rng(0).normal(size=grads.shape[-1]), requires_grad=True)
+    out = f_lin(x, delta)
+    torch.testing.assert_close(out, f0 + grads @ delta)
+    torch.testing.assert_close(f_lin(x, torch.zeros_like(delta)), f0)
+    slope, = torch.autograd.grad(out[1, 0], delta)
+    torch.testing.assert_close(slope, grads[1, 0])
+    at = torch.cat([p.detach().flatten() for p in model.parameters()])
+    errors = []
+    for h in (1e-2, 1e-3):  # the distance to the model is of second order
+        moved = copy.deepcopy(model)
+        nn.utils.vector_to_parameters(at + h * delta.detach(), moved.parameters())
+        errors.append((moved(x) - f_lin(x, h * delta)).abs().max().item())
+    assert errors[1] < errors[0] / 50
+
+
+def test_linearize_keeps_its_point():
+    x, y = data()
+    model = net()
+    f_lin, f0 = linearize(model), model(x).detach()
+    train(model, x, y, lr=0.05, steps=10)
+    torch.testing.assert_close(f_lin(x, torch.zeros(101, dtype=x.dtype)), f0)
+    assert not torch.allclose(model(x), f0)
+    with pytest.raises(ValueError, match=r"\(101,\)"):
+        f_lin(x, torch.zeros(100, dtype=x.dtype))
+    with pytest.raises(TypeError, match="torch.nn.Module"):
+        linearize(f_lin)
+    with pytest.raises(ValueError, match="trainable"):
+        linearize(net().requires_grad_(False))
+
+
+# gradient_flow -------------------------------------------------------------------------------------------------------
+
+
+def kernel(n=5, seed=0, rank=None):
+    a = np.random.default_rng(seed).normal(size=(n, rank or n + 3))
+    return torch.tensor(a @ a.T)
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(1, 6), m=st.integers(1, 4), outputs=st.sampled_from([None, 1, 3]), seed=st.integers(0, 10**6))
+def test_gradient_flow_solves_its_differential_equation(n, m, outputs, seed):
+    rng = np.random.default_rng(seed)
+    whole = kernel(n + m, seed).numpy()
+    ntk, ntk_test, columns = whole[:n, :n], whole[n:, :n], outputs or 1
+    targets, initial, initial_test = (rng.normal(size=(k, columns)) for k in (n, n, m))
+
+    def slope(_, f):
+        residual = f[:n * columns].reshape(n, columns) - targets
+        return np.concatenate([(-ntk @ residual).ravel(), (-ntk_test @ residual).ravel()])
+
+    times = [0.0, 0.01, 0.5, 0.1]
+    start = np.concatenate([initial.ravel(), initial_test.ravel()])
+    solution = solve_ivp(slope, (0, 0.5), start, t_eval=sorted(times), rtol=1e-9, atol=1e-11, method="LSODA").y.T
+    order = np.argsort(np.argsort(times))
+    if outputs is None:
+        targets, initial, initial_test = targets[:, 0], initial[:, 0], initial_test[:, 0]
+    got, got_test = gradient_flow(ntk, targets, initial, times, ntk_test=ntk_test, initial_test=initial_test)
+    assert got.dtype == got_test.dtype == torch.float64
+    assert got.shape == (4, n, *initial.shape[1:]) and got_test.shape == (4, m, *initial.shape[1:])
+    np.testing.assert_allclose(got.reshape(4, -1), solution[order][:, :n * columns], atol=1e-6)
+    np.testing.assert_allclose(got_test.reshape(4, -1), solution[order][:, n * columns:], atol=1e-6)
+    assert torch.equal(got, gradient_flow(ntk, targets, initial, times))
+
+
+def test_gradient_flow_is_the_matrix_exponential_and_ends_in_kernel_regression():
+    whole = kernel(9)
+    ntk, ntk_test = whole[:5, :5], whole[5:, :5]
+    rng = np.random.default_rng(1)
+    y, f0, f0_test = (torch.tensor(rng.normal(size=n)) for n in (5, 5, 4))
+    got, got_test = gradient_flow(ntk, y, f0, [0.2, math.inf], ntk_test=ntk_test, initial_test=f0_test)
+    torch.testing.assert_close(got[0], y + torch.linalg.matrix_exp(-0.2 * ntk) @ (f0 - y))
+    torch.testing.assert_close(got[1], y)
+    torch.testing.assert_close(got_test[1], f0_test + ntk_test @ torch.linalg.solve(ntk, y - f0))
+
+
+def test_gradient_flow_is_the_limit_of_gradient_descent_of_the_linear_model():
+    x, y = data(6, d=8)
+    model = nn.Linear(8, 1).double()
+    ntk, f0 = compute_ntk(model, x), model(x).detach()
+    lr = 1e-3 / spectrum(ntk).eigenvalues[0].item()
+    history = train(model, x, y, lr=lr, steps=3000, every=1000)
+    torch.testing.assert_close(history.outputs, gradient_flow(ntk, y[:, 0], f0[:, 0], history.times), rtol=0, atol=2e-3)
+
+
+def test_a_singular_kernel_is_said_so_and_solved_by_the_pseudoinverse():
+    whole = kernel(8, rank=3)
+    ntk, ntk_test = whole[:5, :5], whole[5:, :5]
+    y, f0, f0_test = torch.arange(5.0), torch.ones(5), torch.zeros(3)
+    with pytest.warns(UserWarning, match="2 of 5 eigenvalues"):
+        got, got_test = gradient_flow(ntk, y, f0, [0.0, 1.0, math.inf], ntk_test=ntk_test, initial_test=f0_test)
+    inverse = torch.linalg.pinv(ntk, hermitian=True, rtol=1e-10)
+    torch.testing.assert_close(got[2], f0 + ntk @ inverse @ (y - f0).double())
+    torch.testing.assert_close(got_test[2], f0_test + ntk_test @ inverse @ (y - f0).double())
+    torch.testing.assert_close(got[0], f0.double())
+    torch.testing.assert_close(got[1], y + torch.linalg.matrix_exp(-ntk) @ (f0 - y).double())
+    with pytest.warns(UserWarning, match="3 of 3"):
+        assert torch.equal(gradient_flow(torch.zeros(3, 3), [1, 2, 3], [0, 0, 0], [math.inf]), torch.zeros(1, 3).double())
+
+
+def test_a_float32_kernel_is_singular_to_its_own_precision():
+    v = torch.linspace(1, 2, 6)
+    with pytest.warns(UserWarning, match="5 of 6"):
+        gradient_flow(torch.outer(v, v), v, 0 * v, [math.inf])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert gradient_flow(torch.eye(6), v, 0 * v, [1.0]).dtype == torch.float64
+
+
+FLOW = dict(ntk=kernel(), targets=[1.0] * 5, initial=[0.0] * 5, times=[1.0])
+WRONG_FLOWS = {
+    "kernel not square": (dict(ntk=torch.ones(5, 4)), "square"), "kernel of other size": (dict(ntk=kernel(4)), r"\(4,\)"),
+    "kernel with four axes": (dict(ntk=torch.ones(5, 5, 2, 2)), "pair of outputs"),
+    "not symmetric": (dict(ntk=torch.triu(kernel())), "symmetric"), "negative": (dict(ntk=-kernel()), "semidefinite"),
+    "indefinite": (dict(ntk=kernel() - 2 * torch.eye(5)), "semidefinite"), "NaN": (dict(ntk=kernel() * math.nan), "finite"),
+    "targets of other shape": (dict(targets=[[1.0]] * 5), "targets"), "targets NaN": (dict(targets=[math.nan] * 5), "finite"),
+    "times negative": (dict(times=[-1.0]), "times"), "times NaN": (dict(times=[math.nan]), "times"),
+    "one time": (dict(times=1.0), "times"), "half of the test data": (dict(ntk_test=torch.ones(2, 5)), "together"),
+    "test kernel transposed": (dict(ntk_test=torch.ones(5, 2), initial_test=[0.0] * 2), "ntk_test"),
+    "initial_test of other shape": (dict(ntk_test=torch.ones(2, 5), initial_test=[[0.0]] * 2), "ntk_test"),
+}
+
+
+@pytest.mark.parametrize(("changes", "says"), WRONG_FLOWS.values(), ids=WRONG_FLOWS)
+def test_gradient_flow_refuses(changes, says):
+    with pytest.raises(ValueError, match=says):
+        gradient_flow(**{**FLOW, **changes})
