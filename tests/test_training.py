@@ -165,7 +165,7 @@ def caught(action):
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(12))
 def test_a_learning_rate_above_the_bound_is_warned_of_before_the_first_step(seed, outputs):
     x, y = data(8, outputs=outputs, seed=seed)
     models = [net(seed + 10 * i, 3, 16, outputs, **NAMES) for i in range(3)]
@@ -176,6 +176,15 @@ def test_a_learning_rate_above_the_bound_is_warned_of_before_the_first_step(seed
     assert f"2/λmax = {2 / max(tops):.2g}"[:-1] in message
     assert caught(lambda: train(models[0], x, y, lr=1.95 / tops[0], steps=0)) == []
     assert len(caught(lambda: train(models[0], x, y, lr=2.05 / tops[0], steps=0))) == 1
+
+
+@pytest.mark.parametrize(("n", "width"), [(1, 5), (3, 1), (40, 2), (200, 30)])
+def test_the_bound_is_found_for_many_points_and_for_kernels_of_low_rank(n, width):
+    x, y = data(n)
+    model = net(0, 3, width)
+    top = torch.linalg.eigvalsh(compute_ntk(model, x))[-1].item()
+    assert caught(lambda: train(model, x, y, lr=1.98 / top, steps=0)) == []
+    assert len(caught(lambda: train(model, x, y, lr=2.02 / top, steps=0))) == 1
 
 
 class Linear(nn.Module):
