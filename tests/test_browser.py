@@ -196,7 +196,8 @@ def press(page, handle, key):
         return None
     milliseconds = page.evaluate("window.nextPicture")
     value, text = readout.text_content(), picture.get_attribute("alt")
-    assert milliseconds is not None, f"{key} to {value}: no new picture within 30 s"
+    alerts = page.locator(".ntk-explorer [role=alert]").all_text_contents()
+    assert milliseconds is not None, f"{key} to {value}: no new picture within 30 s; messages: {alerts}"
     assert text != before, f"{key} to {value}: another picture with the same text: {text}"
     assert mentions(text, value), f"{key} to {value}: the picture's text has another value: {text}"
     return milliseconds

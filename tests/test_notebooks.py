@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+import symtable
 import sys
 import tempfile
 from pathlib import Path
@@ -157,14 +158,39 @@ def test_readme_links_resolve_and_list_every_notebook():
     assert badges(repository(), NAMES[0]) in text
 
 
+def plain(source):
+    "A cell's source without its shell commands."
+    return re.sub(r"^(\s*)[!%].*", r"\1pass", source, flags=re.M)
+
+
 def test_asserts_compare_something(notebook):
     """`assert True` and the like prove nothing."""
     for cell in code(notebook):
-        source = "\n".join(line for line in cell.source.splitlines() if not line.lstrip().startswith("!"))
-        source = re.sub(r"^(if .*:.*)$", r"\1\n    pass", source, flags=re.M)
-        for node in ast.walk(ast.parse(source)):
+        for node in ast.walk(ast.parse(plain(cell.source))):
             if isinstance(node, ast.Assert):
                 assert not isinstance(node.test, (ast.Constant, ast.Tuple))
+
+
+def names_from_outside(function):
+    "The global names that a function's symbol table, and those of functions inside it, refer to."
+    inside = [names_from_outside(child) for child in function.get_children()]
+    return {symbol.get_name() for symbol in function.get_symbols() if symbol.is_global()}.union(*inside)
+
+
+def test_what_an_explorer_draws_with_keeps_its_meaning(notebook):
+    """Its sliders are moved after Run All. A name that `draw` uses and a later cell binds anew would break it then."""
+    tables = [symtable.symtable(plain(cell.source), "cell", "exec") for cell in code(notebook)]
+    uses = {}
+    for i, (cell, table) in enumerate(zip(code(notebook), tables)):
+        uses |= {f.get_name(): names_from_outside(f) for f in table.get_children() if isinstance(f, symtable.Function)}
+        for draw in re.findall(r"\bExplorer\((\w+),", cell.source):
+            needed, found = set(), uses[draw]
+            while found:
+                needed |= found
+                found = set().union(*(uses.get(name, set()) for name in found)) - needed
+            for later in tables[i + 1:]:
+                bound = {symbol.get_name() for symbol in later.get_symbols() if symbol.is_assigned()}
+                assert not needed & bound, f"{draw} uses {needed & bound}"
 
 
 def exercises(notebook):
