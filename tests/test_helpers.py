@@ -39,11 +39,13 @@ from ntk_helpers import (
     MLP,
     Explorer,
     alignment,
+    ask,
     check,
     compute_ntk,
     cosine,
     get_grads,
     plot_kernel,
+    score,
     set_style,
     show,
     spectrum,
@@ -1655,6 +1657,8 @@ def test_check_says_right(answer, expected, capsys):
     (3.0001, 3, r"3\.0001 is too large"),  # whole numbers must be exact, and a factor of 1 is no hint
     (2.9999, 3, r"2\.9999 is too small"),
     ([1e300, 1.0], [1.0, 2.0], r"2 of 2 entries differ, first \[0\]"),
+    (grid.sum(dim=0), grid, r"got \(3,\) \(the sum over the examples"),
+    (grid * 1.0 - 0.25, grid, r"off by the same -0\.25\. A bias left out"),
 ])
 def test_check_says_what_differs(answer, expected, message, capsys):
     assert re.search(f"^Not yet: .*{message}", verdict(answer, expected, capsys), re.DOTALL)
@@ -1696,6 +1700,76 @@ def test_check_never_raises(answer, expected, capsys):
     assert verdict(answer, expected, capsys).startswith("Not yet")
 
 
+DOUBLES = [((2.0,), 4.0), ((torch.tensor([1.0, 3.0]),), torch.tensor([2.0, 6.0]))]
+
+
+@pytest.mark.parametrize("answer, expected, message", [
+    (lambda a: 2 * a, DOUBLES, r"Right\.$"),
+    (lambda a: ..., DOUBLES, "Not attempted yet"),
+    (lambda a: None, DOUBLES, "Not attempted yet"),
+    (..., DOUBLES, "Not attempted yet"),
+    (lambda a: a + 2, DOUBLES, r"Not yet: 2 of 2 .* expected 2, got 3\. Tried: <lambda>\(\[1\.0, 3\.0\]\)"),
+    (lambda a: 4.0, DOUBLES, r"Not yet: expected shape \(2,\), got \(\)\. Tried: "),
+    (lambda a: a / 0, DOUBLES, r"Not yet: <lambda>\(2\.0\) raises ZeroDivisionError"),
+    (lambda: 4.0, DOUBLES, r"Not yet: <lambda>\(2\.0\) raises TypeError"),
+    (4.0, DOUBLES, "Not yet: expected a function, got float"),
+    (lambda a: a.sum(), [((grid,), grid.sum())], r"Right\.$"),
+    (lambda a: a, [((grid,), grid.T)], r"transposed.*Tried: <lambda>\(tensor of shape \(2, 3\)\)"),
+])
+def test_check_tries_a_function_on_every_case(answer, expected, message, capsys):
+    assert re.search(message, verdict(answer, expected, capsys), re.DOTALL)
+
+
+def test_check_lends_copies_to_the_function(capsys):
+    lent = torch.ones(3)
+    assert verdict(lambda a: a.mul_(2), [((lent,), 2 * torch.ones(3))], capsys) == "Right."
+    assert lent.tolist() == [1, 1, 1]
+
+
+OPTIONS = {"it halves": "Nobody divides here.", "it doubles <b>": "Twice the terms & no mean."}
+
+
+@pytest.fixture
+def fresh_score(monkeypatch):
+    monkeypatch.setattr(ntk_helpers, "_passed", {})
+    monkeypatch.setattr(ntk_helpers, "_answered", {})
+
+
+def test_a_question_says_why_an_option_is_right_or_wrong(fresh_score, capsys):
+    question = ask("What does a <sum> do?", OPTIONS, right="it doubles <b>")
+    assert repr(question) == "What does a <sum> do?\n  ○ it halves\n  ○ it doubles <b>"
+    assert "&lt;sum&gt;" in question.children[0].value and question.reason.value == ""
+    wrong, right = question.buttons
+    wrong.click()
+    assert "Not so." in question.reason.value and "Nobody divides" in question.reason.value and wrong.icon == "times"
+    score()
+    right.click()
+    assert "doubles &lt;b&gt;: Right." in question.reason.value and "terms &amp; no" in question.reason.value
+    assert (wrong.icon, right.icon) == ("", "check")
+    score()
+    assert re.findall(r"(\d of \d) questions", capsys.readouterr().out) == ["0 of 1", "1 of 1"]
+
+
+def test_a_question_is_text_for_readers_without_a_kernel():
+    bundle = ask("Which?", OPTIONS, right="it halves")._repr_mimebundle_()
+    assert bundle["text/plain"] == "Which?\n  ○ it halves\n  ○ it doubles <b>"
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+
+
+def test_a_question_refuses_a_right_option_that_is_not_there():
+    with pytest.raises(ValueError, match="right must be one of the options"):
+        ask("Which?", OPTIONS, right="neither")
+
+
+def test_score_counts_an_exercise_once_however_often_it_is_tried(fresh_score, capsys):
+    for answer in (..., 3, 2, 3):
+        check(answer, 2 + 1)
+    check(1, 2)
+    capsys.readouterr()
+    score()
+    assert capsys.readouterr().out == "In this kernel: 1 of 2 exercises passed, 0 of 0 questions answered right.\n"
+
+
 # The module ----------------------------------------------------------------------------------------------------------
 
 
@@ -1703,6 +1777,6 @@ def test_every_public_name_exists_and_is_described():
     public = {name: value for name, value in vars(ntk_helpers).items()
               if getattr(value, "__module__", None) == "ntk_helpers" and not name.startswith("_")}
     assert set(public) == {"MLP", "get_grads", "compute_ntk", "cosine", "alignment", "spectrum", "Spectrum", "plot_kernel",
-                           "set_style", "show", "Explorer", "check", "infinite_width_ntk", "Kernels", "train", "History",
-                           "linearize", "gradient_flow"}
+                           "set_style", "show", "Explorer", "check", "ask", "score", "infinite_width_ntk", "Kernels", "train",
+                           "History", "linearize", "gradient_flow"}
     assert all(value.__doc__ for value in public.values())
