@@ -870,7 +870,7 @@ def _largest_eigenvalue(pullback, out):
         images.append(v)
         q, floor = torch.stack(basis, dim=1), 1e-5 * v.norm(dim=1, keepdim=True)
         for _ in range(2):  # once leaves rounding, which grows
-            v = v - torch.einsum("skn,skm,sm->sn", q, q, v)
+            v = v - (q.mT @ (q @ v[:, :, None]))[:, :, 0]
     projected = q @ torch.stack(images, dim=2)
     return torch.linalg.eigvalsh((projected + projected.mT) / 2).max().item()
 
@@ -936,14 +936,14 @@ def gradient_flow(ntk, targets, initial, times, *, ntk_test=None, initial_test=N
     λ, modes = eigenvalues[moving], modes[:, moving]
     learned = -torch.expm1(-λ * times[:, None])  # (T, modes): the part of each mode that is learned by then
     along = torch.einsum("nk,n...->k...", modes, targets - initial)
-    outputs = initial + torch.einsum("nk,tk,k...->tn...", modes, learned, along)
+    outputs = initial + torch.einsum("nk,tk...->tn...", modes, torch.einsum("tk,k...->tk...", learned, along))
     if ntk_test is None:
         return outputs
     ntk_test, initial_test = _matrix(ntk_test).to(modes), float64(initial_test)
     _require(ntk_test.shape == (len(initial_test), len(ntk)) and initial_test.shape[1:] == initial.shape[1:],
              f"ntk_test must have shape (M, {len(ntk)}) and initial_test (M, …) as initial, got {tuple(ntk_test.shape)} and "
              f"{tuple(initial_test.shape)}")
-    return outputs, initial_test + torch.einsum("mk,tk,k...->tm...", ntk_test @ modes, learned / λ, along)
+    return outputs, initial_test + torch.einsum("mk,tk...->tm...", ntk_test @ modes, torch.einsum("tk,k...->tk...", learned / λ, along))
 
 
 # Pictures ------------------------------------------------------------------------------------------------------------
