@@ -936,14 +936,15 @@ def gradient_flow(ntk, targets, initial, times, *, ntk_test=None, initial_test=N
     λ, modes = eigenvalues[moving], modes[:, moving]
     learned = -torch.expm1(-λ * times[:, None])  # (T, modes): the part of each mode that is learned by then
     along = torch.einsum("nk,n...->k...", modes, targets - initial)
-    outputs = initial + torch.einsum("nk,tk...->tn...", modes, torch.einsum("tk,k...->tk...", learned, along))
+    moved = lambda waves, share: torch.einsum("mk,tk...->tm...", waves, torch.einsum("tk,k...->tk...", share, along))
+    outputs = initial + moved(modes, learned)
     if ntk_test is None:
         return outputs
     ntk_test, initial_test = _matrix(ntk_test).to(modes), float64(initial_test)
     _require(ntk_test.shape == (len(initial_test), len(ntk)) and initial_test.shape[1:] == initial.shape[1:],
              f"ntk_test must have shape (M, {len(ntk)}) and initial_test (M, …) as initial, got {tuple(ntk_test.shape)} and "
              f"{tuple(initial_test.shape)}")
-    return outputs, initial_test + torch.einsum("mk,tk...->tm...", ntk_test @ modes, torch.einsum("tk,k...->tk...", learned / λ, along))
+    return outputs, initial_test + moved(ntk_test @ modes, learned / λ)
 
 
 # Pictures ------------------------------------------------------------------------------------------------------------
