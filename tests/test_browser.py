@@ -286,6 +286,24 @@ def test_boxes_and_menus_change_the_picture(notebook, tmp_path):
         assert_no_error(notebook)
 
 
+def test_questions_answer_back(notebook, tmp_path):
+    "By keyboard alone: every option gives its reason, and one of them is right."
+    with screenshot(notebook, tmp_path):
+        cells = json.loads((ROOT / f"notebooks/{notebook.name}.ipynb").read_text())["cells"]
+        questions = notebook.locator(".ntk-question")
+        expect(questions).to_have_count(sum("".join(cell["source"]).startswith("ask(") for cell in cells))
+        for question in questions.all():
+            verdicts = []
+            for button in question.get_by_role("button").all():
+                button.focus()
+                notebook.keyboard.press("Enter")
+                reason = question.get_by_role("alert").filter(has_text=button.text_content().strip() + ": ")
+                expect(reason).to_have_text(re.compile(r"(Right|Not so)\. .{20}"))
+                verdicts.append("Right." in reason.text_content())
+            assert sorted(verdicts) == [False] * (len(verdicts) - 1) + [True]
+        assert_no_error(notebook)
+
+
 @pytest.mark.parametrize("notebook", NOTEBOOKS[:1], ids=lambda path: path.stem, indirect=True)
 def test_nonsense_typed_beside_a_slider_does_no_harm(notebook, tmp_path):
     with screenshot(notebook, tmp_path):

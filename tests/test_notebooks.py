@@ -120,14 +120,17 @@ def test_shape(notebook, path):
     assert sum(source.count("assert ") for source in sources) >= 4
     assert sum("check(" in source and "..." in source for source in sources) >= 2
     assert sum("Explorer(" in source for source in sources) >= 1
+    assert sum(source.startswith("ask(") for source in sources) >= 2 and sources[-1] == "score()"
 
 
 def test_rhythm(notebook):
-    """Small cells: half within 6 lines, nine in ten within 15. A formula is a word; references are looked up, not read."""
-    lines = sorted(sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in code(notebook))
+    """Small cells: half within 6 lines, nine in ten within 15. A formula is a word; references are looked up, not read.
+    A question and the score are text that stands in a code cell."""
+    cells = [cell for cell in notebook.cells if not cell.source.startswith(("ask(", "score("))]
+    lines = sorted(sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in cells if cell.cell_type == "code")
     assert lines[len(lines) // 2] <= 6
     assert lines[int(0.9 * (len(lines) - 1))] <= 15
-    assert 25 <= len(notebook.cells) <= 70
+    assert 25 <= len(cells) <= 70
     text, references = prose(notebook).split("**Reference")
     assert 600 <= len(re.sub(r"\$\$.*?\$\$|\$[^$\n]+\$", "formula", text, flags=re.S).split()) <= 2300 and references
 
@@ -213,6 +216,16 @@ def test_solutions_pass_their_checks(notebook, tmp_path):
     run = subprocess.run([sys.executable, file], cwd=ROOT / "notebooks", capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("Right.") == len(found), run.stdout
+    assert f"{len(found)} of {len(found)} exercises passed" in run.stdout, run.stdout
+
+
+def test_questions_come_before_they_are_settled(notebook):
+    """Three options or more, each with its reason; a prediction stands above each question, in the text."""
+    for before, cell in zip(notebook.cells, notebook.cells[1:]):
+        if cell.source.startswith("ask("):
+            question, options = (ast.literal_eval(node) for node in ast.parse(cell.source).body[0].value.args)
+            assert "**Predict.**" in before.source, question
+            assert len(options) >= 3 and all(len(reason) > 20 for reason in options.values()), question
 
 
 def solved(exercise, solution):
