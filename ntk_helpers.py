@@ -1202,6 +1202,8 @@ def _verdict(answer, expected):
         hint = " (transposed?)" if got.shape == want.shape[::-1] else hint
         if want.ndim and got.shape == want.shape[1:] and _agrees(got, want.sum(axis=0)).all():
             hint = " (the sum over the examples: one row for each was asked for)"
+        elif got.ndim == want.ndim == 2 and len(got) == len(want) and got.size < want.size:
+            hint = " (columns are missing: all parameters in it, biases, too?)"
         return f"Not yet: expected shape {want.shape}, got {got.shape}{hint}."
     if not np.isfinite(got).all():
         return f"Not yet: {np.sum(~np.isfinite(got))} of {got.size} entries are NaN or infinite."

@@ -13,6 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from refresh_notebooks import ROOT, badges, normalise, repository, with_addresses
+from wrong_answers import WRONG
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.name for path in PATHS]
@@ -205,18 +206,26 @@ def exercises(notebook):
             yield cell, solution[1]
 
 
-def test_solutions_pass_their_checks(notebook, tmp_path):
-    """The definitions of each solution in place of those of its exercise; everything else as the learner has it."""
-    found = list(exercises(notebook))
+def test_solutions_pass_their_checks_and_wrong_answers_do_not(notebook, path, tmp_path):
+    """One run, everything as the learner has it, but in place of each exercise its wrong answers and then its solution."""
+    found, wrong = list(exercises(notebook)), WRONG.get(path.name[:2], [])
     for cell, solution in found:
-        cell.source = solved(cell.source, solution)
+        exercise = cell.source
+        attempts = [(i, code) for i, (start, code, _) in enumerate(wrong) if exercise.startswith(start)]
+        asks_for_code = isinstance(ast.parse(solution).body[0], ast.FunctionDef)
+        assert len(attempts) >= 2 or not asks_for_code, f"two wrong answers are wanted for:\n{exercise}"
+        cell.source = "\n".join(f"print('wrong answer {i}:')\n{solved(exercise, code)}" for i, code in attempts)
+        cell.source += f"\n{solved(exercise, solution)}"
     script = "\n\n".join(cell.source for cell in code(notebook)).replace("    !git", "    pass  # git")
     file = tmp_path / "solved.py"
     file.write_text("import matplotlib\nmatplotlib.use('agg')\n" + script, encoding="utf-8")
-    run = subprocess.run([sys.executable, file], cwd=ROOT / "notebooks", capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, file], cwd=ROOT / "notebooks", capture_output=True, text=True, timeout=180)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("Right.") == len(found), run.stdout
     assert f"{len(found)} of {len(found)} exercises passed" in run.stdout, run.stdout
+    verdicts = dict(re.findall(r"^wrong answer (\d+):\n(.*)$", run.stdout, re.M))
+    for i, (start, _, hint) in enumerate(wrong):
+        assert re.search(f"^Not yet: .*{hint}|^Not yet: {hint}", verdicts[str(i)]), f"{start}: {verdicts[str(i)]}"
 
 
 def test_questions_come_before_they_are_settled(notebook):

@@ -1,0 +1,183 @@
+"""Wrong answers to the exercises that ask for code, and what `check` must say to each: likely mistakes, not nonsense.
+
+Notebook → (how the exercise's cell begins, a wrong answer in place of the `...`, a pattern of the verdict).
+"""
+
+WRONG = {
+    "01": [
+        ("def ntk_forward", """
+def ntk_forward(x, w1, w2):
+    h = torch.relu((1 / 20) ** 0.5 * x @ w1.T)
+    return (2 / 10) ** 0.5 * h @ w2.T
+""", r"too small by a factor 1\.41"),
+        ("def ntk_forward", """
+def ntk_forward(x, w1, w2):
+    h = torch.relu((2 / 20) ** 0.5 * x @ w1.T)
+    return (2 / 10) ** 0.5 * h @ w2[0]
+""", r"expected shape \(100, 1\), got \(100,\)"),
+    ],
+    "02": [
+        ("def my_grads", """
+def my_grads(model, x):
+    pieces = torch.autograd.grad(model(x).sum(), model.parameters())
+    return torch.cat([piece.flatten() for piece in pieces])
+""", r"the sum over the examples"),
+        ("def my_grads", """
+def my_grads(model, x):
+    rows = []
+    for xi in x:
+        pieces = torch.autograd.grad(model(xi[None]).squeeze(), [p for n, p in model.named_parameters() if "bias" not in n])
+        rows.append(torch.cat([piece.flatten() for piece in pieces]))
+    return torch.stack(rows)
+""", r"expected shape \(5, 221\), got \(5, 210\) \(columns are missing: all parameters in it, biases, too\?\)"),
+    ],
+    "03": [
+        ("def ntk_without_bias", """
+def ntk_without_bias(x, W1, w2):
+    z = x @ W1.T
+    h, delta = torch.relu(z), w2 * (z > 0)
+    return h @ h.T + 1 + (delta @ delta.T) * (x @ x.T)
+""", r"off by the same 1\. A bias left out, or added\?"),
+        ("def ntk_without_bias", """
+def ntk_without_bias(x, W1, w2):
+    h = torch.relu(x @ W1.T)
+    return h @ h.T
+""", r"5 of 9 entries differ, first \[0, 0\].*Tried: ntk_without_bias\(tensor of shape \(3, 20\)"),
+        ("three_outputs =", "square = ntk_blocks.reshape(24, 24)", r"entries differ, first \[0, 3\]"),
+        ("three_outputs =", "square = ntk_blocks.permute(2, 0, 3, 1).reshape(24, 24)", r"entries differ, first \[0, 1\]"),
+    ],
+    "04": [
+        ("def my_cosine", """
+def my_cosine(kernel):
+    return kernel / (kernel.diagonal()[:, None] * kernel.diagonal())
+""", r"9 of 9 entries differ, first \[0, 0\]: expected 1"),
+        ("def my_cosine", """
+def my_cosine(kernel):
+    return kernel / kernel.diagonal()[:, None]
+""", r"6 of 9 entries differ, first \[0, 1\]"),
+    ],
+    "05": [
+        ("def erf_ntk", """
+def erf_ntk(angle):
+    product = 2 / math.pi * torch.asin(2 * angle.cos() / 3)
+    slopes = 4 / math.pi / torch.sqrt(9 - 4 * angle.cos() ** 2)
+    return product + slopes * angle.cos()
+""", r"too small by a factor 2\."),
+        ("def erf_ntk", """
+def erf_ntk(angle):
+    product = 2 / math.pi * torch.asin(2 * angle.cos() / 3)
+    slopes = 4 / math.pi / torch.sqrt(9 - 4 * angle.cos() ** 2)
+    return 2 * product + 2 * slopes
+""", r"entries differ"),
+        ("def divided", """
+def divided(net):
+    first, last = layer_kernels(net, x100)
+    return first + last
+""", r"False is not it"),
+        ("def divided", """
+def divided(net):
+    first, last = layer_kernels(net, x100)
+    return first / net.lin2.in_features + last
+""", r"False is not it"),
+    ],
+    "07": [
+        ("def time_to", """
+def time_to(fraction, ntk, error):
+    return -np.log(fraction) / spectrum(ntk).eigenvalues[0].item() / 2
+""", r"too small by a factor 1\.74\. Tried: time_to\(0\.2"),
+        ("def time_to", """
+def time_to(fraction, ntk, error):
+    eigenvalues, modes = spectrum(ntk)
+    parts = (modes.T @ error) ** 2
+    times = torch.linspace(0, 2, 200_001)
+    left = (torch.exp(-eigenvalues * times[:, None]) * parts).sum(dim=1) / parts.sum()
+    return times[(left < fraction).int().argmax()].item()
+""", r"too large by a factor 2\."),
+    ],
+    "08": [
+        ("def half_steps", """
+def half_steps(ntk, targets):
+    eigenvalues, modes = torch.linalg.eigh(ntk)
+    factors, error, steps = 1 - eigenvalues / eigenvalues[-1], modes.T @ targets, 0
+    while error.norm() ** 2 > targets.norm() ** 2 / 2:
+        error, steps = factors * error, steps + 1
+    return steps
+""", r"too small by a factor 2\.|50 is too small"),
+        ("def half_steps", """
+def half_steps(ntk, targets):
+    eigenvalues, modes = torch.linalg.eigh(ntk)
+    error, steps = modes.T @ targets, 0
+    while error.norm() > targets.norm() / 2:
+        error, steps = (1 - 0.5 * eigenvalues / eigenvalues[-1]) * error, steps + 1
+    return steps
+""", r"is too large\. Tried: half_steps|too large by a factor 2"),
+    ],
+    "09": [
+        ("def mirrored", """
+def mirrored(net):
+    half = net.lin2.weight.shape[1] // 2
+    with torch.no_grad():
+        net.lin1.weight[half:], net.lin1.bias[half:] = net.lin1.weight[:half], net.lin1.bias[:half]
+        net.lin2.weight[:, half:] = net.lin2.weight[:, :half]
+    return net
+""", r"too small by a factor 2|-1 is too large"),
+        ("def mirrored", """
+def mirrored(net):
+    half = net.lin2.weight.shape[1] // 2
+    with torch.no_grad():
+        net.lin2.weight[:, half:] = -net.lin2.weight[:, :half]
+    return net
+""", r"too small by a factor 2|-1 is too large"),
+    ],
+    "10": [
+        ("def training_spread", """
+def training_spread(t):
+    decay = torch.linalg.matrix_exp(-t * Θ[:N, :N])
+    return (decay @ K[:N, :N] @ decay).diagonal()
+""", r"4 of 4 entries differ, first \[0\].*Tried: training_spread\(0\.1\)"),
+        ("def training_spread", """
+def training_spread(t):
+    decay = torch.exp(-t * Θ[:N, :N].diagonal())
+    return decay * K[:N, :N].diagonal().sqrt()
+""", r"4 of 4 entries differ, first \[0\]"),
+        ("def delta", """
+def delta(net, x, θ_star):
+    return get_grads(net, x) @ θ_star
+""", r"4 of 4 entries differ, first \[0\]"),
+        ("def delta", """
+def delta(net, x, θ_star):
+    first = net.lin1.weight.numel() + net.lin1.bias.numel()
+    return -get_grads(net, x)[:, :first] @ θ_star[:first]
+""", r"the sign is wrong"),
+    ],
+    "11": [
+        ("def share(", """
+def share(H, D):
+    return (D @ D.T) * (H @ H.T)
+""", r"A bias left out, or added\?"),
+        ("def share(", """
+def share(H, D):
+    return D @ D.T + H @ H.T + 1
+""", r"4 of 4 entries differ, first \[0, 0\]"),
+        ("def share_of_two_uses", """
+def share_of_two_uses(H1, D1, H2, D2):
+    return (D1 @ D1.T) * (H1 @ H1.T + 1) + (D2 @ D2.T) * (H2 @ H2.T + 1)
+""", r"36 of 36 entries differ, first \[0, 0\]"),
+        ("def share_of_two_uses", """
+def share_of_two_uses(H1, D1, H2, D2):
+    D, H = D1 + D2, H1 + H2
+    return (D @ D.T) * (H @ H.T + 1)
+""", r"36 of 36 entries differ, first \[0, 0\]"),
+    ],
+    "12": [
+        ("def left_out", """
+def left_out(M, y):
+    inverse = np.linalg.inv(M)
+    return (inverse @ y) / inverse.diagonal()[:, None]
+""", r"10 of 10 entries differ, first \[0\]"),
+        ("def left_out", """
+def left_out(M, y):
+    return y - np.linalg.solve(M, y)
+""", r"10 of 10 entries differ, first \[0\]"),
+    ],
+}
