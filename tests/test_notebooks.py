@@ -125,14 +125,14 @@ def test_shape(notebook, path):
 
 
 def test_rhythm(notebook):
-    """Small cells: half within 6 lines, nine in ten within 15. A formula is a word; references are looked up, not read.
-    A question and the score are text that stands in a code cell."""
+    """Small cells: half within 6 lines, nine in ten within 15. A formula is a word; references and folded solutions
+    are looked up, not read. A question and the score are text that stands in a code cell."""
     cells = [cell for cell in notebook.cells if not cell.source.startswith(("ask(", "score("))]
     lines = sorted(sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in cells if cell.cell_type == "code")
     assert lines[len(lines) // 2] <= 6
     assert lines[int(0.9 * (len(lines) - 1))] <= 15
     assert 25 <= len(cells) <= 70
-    text, references = prose(notebook).split("**Reference")
+    text, references = re.sub(r"<details>.*?</details>", "", prose(notebook), flags=re.S).split("**Reference")
     assert 600 <= len(re.sub(r"\$\$.*?\$\$|\$[^$\n]+\$", "formula", text, flags=re.S).split()) <= 2300 and references
 
 

@@ -4,6 +4,16 @@ Notebook → (how the exercise's cell begins, a wrong answer in place of the `..
 """
 
 WRONG = {
+    "00": [
+        ("def first_order", """
+def first_order(ntk, i, epsilon):
+    return epsilon * ntk[i, i]
+""", r"expected shape \(100,\), got \(\)"),
+        ("def first_order", """
+def first_order(ntk, i, epsilon):
+    return -epsilon * ntk[i]
+""", r"the sign is wrong\. Tried: first_order"),
+    ],
     "01": [
         ("def ntk_forward", """
 def ntk_forward(x, w1, w2):
@@ -79,6 +89,24 @@ def divided(net):
     first, last = layer_kernels(net, x100)
     return first / net.lin2.in_features + last
 """, r"False is not it"),
+    ],
+    "06": [
+        ("def layers_until", """
+def layers_until(c, goal):
+    layers = 1
+    while c < goal:
+        c = (math.sqrt(1 - c**2) + (math.pi - math.acos(c)) * c) / math.pi
+        layers += 1
+    return layers
+""", r"14 is too large\. Tried: layers_until\(0\.0, 0\.9\)"),
+        ("def layers_until", """
+def layers_until(c, goal):
+    layers = 0
+    while c < goal:
+        c = (math.sqrt(1 - c**2) + (180 - math.degrees(math.acos(c))) * c) / math.pi
+        layers += 1
+    return layers
+""", r"is too small\. Tried: layers_until"),
     ],
     "07": [
         ("def time_to", """
