@@ -803,7 +803,10 @@ def train(model, x, y, *, lr, steps, every=1, scale=1.0, kernel=False, progress=
     _require(y.shape == shape and _finite(y), f"y must be finite, a target for each output {shape}, got shape {tuple(y.shape)}")
     with torch.inference_mode(False), torch.no_grad():
         f, params = _batch(models, x)
-        first, history = {name: p.clone() for name, p in params.items()}, []
+        first, kernels = {name: p.clone() for name, p in params.items()}, []
+        recorded = sorted({*range(0, steps + 1, every), steps})  # room for all now: small tensors kept would pin large ones
+        losses, distances = (alone[0].new_empty(len(recorded), len(models)) for _ in range(2))
+        outputs = alone[0].new_empty(len(recorded), len(models), *shape)
         try:
             for step in tqdm(range(steps + 1), desc="training", unit=" steps", disable=not progress):
                 out, pullback = vjp(f, params)  # pullback: v ↦ Jᵀ v
@@ -815,24 +818,26 @@ def train(model, x, y, *, lr, steps, every=1, scale=1.0, kernel=False, progress=
                         warnings.warn(f"lr = {lr:.3g} is above 2/λmax = {2 / top:.3g}: training will not converge as predicted",
                                       stacklevel=2)
                 g = torch.lerp(f0, out, scale)
-                losses = (g - y).square().sum((1, 2)) / 2
-                _require((losses <= bound).all(), f"training diverged at step {step}, with a loss of {losses.max():.3g}; "
+                loss = (g - y).square().sum((1, 2)) / 2
+                _require((loss <= bound).all(), f"training diverged at step {step}, with a loss of {loss.max():.3g}; "
                          f"lr = {lr:.3g}, and 2/λmax was {2 / top:.3g} at the start", RuntimeError)
                 if step % every == 0 or step == steps:
-                    moved = sum((p - first[name]).square().flatten(1).sum(1) for name, p in params.items()).sqrt()
-                    kernels = [g.new_empty(0)] * len(models)
+                    row = math.ceil(step / every)
+                    losses[row], outputs[row] = loss, g
+                    distances[row] = sum((p - first[name]).square().flatten(1).sum(1) for name, p in params.items()).sqrt()
                     if kernel:
                         _write_back(models, params)
-                        kernels = [compute_ntk(each, x) for each in models]
-                    history.append((torch.tensor(step), losses, g.squeeze(2), moved, torch.stack(kernels)))
+                        kernels.append(torch.stack([compute_ntk(each, x) for each in models]))
                 if step < steps:
                     for p, gradient in zip(params.values(), pullback((g - y) / scale)[0].values()):
                         p -= lr * gradient
         finally:
             _write_back(models, params)
-    steps, *series = (torch.stack(s) for s in zip(*history))
-    losses, outputs, distances, kernels = (s[:, 0] for s in series) if models[0] is model else series
-    return History(steps, lr * steps.double(), losses, outputs, distances, kernels if kernel else None)
+    steps = torch.tensor(recorded)
+    series = [losses, outputs.squeeze(3), distances, torch.stack(kernels) if kernel else None]
+    if models[0] is model:
+        series = [None if s is None else s[:, 0] for s in series]
+    return History(steps, lr * steps.double(), *series)
 
 
 def _batch(models, x):

@@ -3,7 +3,10 @@ equations."""
 
 import copy
 import math
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,8 @@ from scipy.integrate import solve_ivp
 from torch import nn
 
 from ntk_helpers import MLP, compute_ntk, get_grads, gradient_flow, linearize, spectrum, train
+
+ROOT = Path(__file__).resolve().parent.parent
 
 torch.set_num_threads(1)
 NAMES = dict(parametrization="ntk", activation="tanh")
@@ -391,3 +396,21 @@ def test_the_stability_bound_costs_no_more_than_a_few_steps():
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
         train(model, x, torch.zeros(1000, 8), lr=1e-6, steps=1)
     assert max(event.cpu_memory_usage for event in profile.function_events) < 50e6
+
+
+def test_a_long_record_does_not_keep_what_each_step_needed():
+    "Small tensors allocated between large ones pinned a gigabyte in 1,000 steps of this net."
+    script = """
+import resource, torch
+from ntk_helpers import MLP, train
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model, x = MLP(2, 4096, parametrization="ntk").double(), torch.randn(32, 2).double()
+peaks = []
+for steps in (20, 400):
+    train(model, x, x[:, 0], lr=1e-4, steps=steps)
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+assert peaks[1] - peaks[0] < 100, peaks
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
