@@ -1,5 +1,7 @@
 """What surrounds the notebooks: pinned requirements, Binder's files, the helper module's size and import time."""
 
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 REQUIREMENTS = ["requirements.txt", "tests/requirements.txt", "binder/requirements.txt"]
 
 
@@ -32,6 +35,44 @@ def test_binder_installs_what_a_learner_installs_with_the_smaller_torch():
 def test_binder_runs_this_python():
     version = (ROOT / "binder/runtime.txt").read_text().strip()
     assert version == f"python-{sys.version_info.major}.{sys.version_info.minor}"
+
+
+@pytest.fixture(scope="module")
+def dockerfile():
+    "What repo2docker would build for Binder; it prints it without Docker."
+    done = run(sys.executable, "-m", "repo2docker", "--no-build", "--debug", ".", cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_repo2docker_takes_the_binder_folder(dockerfile):
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert f"Building conda environment for python={version}" in dockerfile
+    assert re.findall(r"pip install .*-r (\S+)", dockerfile) == ['"binder/requirements.txt"']
+    assert re.findall(r"^COPY .* src/(\S+) ", dockerfile, re.M) == ["binder/requirements.txt"]  # and then the whole of src
+    assert "RUN ./binder/postBuild" in dockerfile
+    assert "/binder/start" in re.search("R2D_ENTRYPOINT=.*", dockerfile)[0]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_opened_alone_fetches_the_course(path, tmp_path):
+    "As on Colab: nothing beside it. In place of the address, a repository on this machine."
+    course, alone = tmp_path / "course", tmp_path / "content"
+    course.mkdir()
+    alone.mkdir()
+    shutil.copy(ROOT / "ntk_helpers.py", course)
+    git = ["git", "-C", str(course), "-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "course"]):
+        run(*git, *command, check=True)
+    cell = next(cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code")
+    address = re.search(r"https://github\.com/\S+", "".join(cell["source"]))[0]
+    where = "import inspect\nprint(inspect.getfile(check))"
+    (alone / "first_cell.ipy").write_text("".join(cell["source"]) + f"\n{where}\n", encoding="utf-8")
+    env = {**os.environ, "GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.{course.as_uri()}.insteadOf",
+           "GIT_CONFIG_VALUE_0": address, "IPYTHONDIR": str(tmp_path / "ipython"), "PYTHONPATH": ""}
+    done = run(sys.executable, "-m", "IPython", "first_cell.ipy", cwd=alone, env=env)
+    assert (alone / "ntk-course/ntk_helpers.py").exists(), done.stdout + done.stderr
+    assert "ntk-course/ntk_helpers.py" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.fixture
