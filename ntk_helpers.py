@@ -1006,14 +1006,21 @@ def plot_kernel(kernel, *, ax=None, order=None, title=""):
 def show(figure, alt):
     """Show a figure (or the figure of some axes) once, with a text for those who do not see it, and close it.
 
-    The text is stored with the picture and is what a reader without images, and the comparison in CI, gets.
+    The text is stored with the picture and is what a reader without images, and the comparison in CI, gets. As neither
+    JupyterLab nor nbconvert hands it on, it also stands folded below the picture.
     """
     figure, buffer = _figure(figure), io.BytesIO()
     figure.savefig(buffer, format="png", dpi=2 * figure.dpi)  # sharp on any screen
     width, height = (figure.get_size_inches() * figure.dpi).round().astype(int).tolist()
     data = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": alt}
     display(data, raw=True, metadata={"image/png": {"alt": alt, "width": width, "height": height}})
+    _show_words(alt)
     plt.close(figure)
+
+
+def _show_words(alt):
+    words = f'<details class="ntk-words"><summary>The picture in words</summary>{html.escape(alt)}</details>'
+    display({"text/html": words, "text/plain": alt}, raw=True)
 
 
 def _figure(figure):
@@ -1023,6 +1030,16 @@ def _figure(figure):
 
 
 # Sliders above a picture ---------------------------------------------------------------------------------------------
+
+
+# ipywidgets lets people type beside a slider over a list, but takes no notice; the live picture has its own words;
+# and when the kernel is gone, sliders still move, but the picture does not
+_EXPLORER_STYLE = """
+.ntk-list .widget-readout {pointer-events: none; -webkit-user-modify: read-only}
+.jp-OutputArea:has(.ntk-explorer) .ntk-words {display: none}
+.ntk-explorer.jupyter-widgets-disconnected img {opacity: 0.2}
+.ntk-explorer.jupyter-widgets-disconnected::after {content: "The kernel was restarted: run this cell again."; font-weight: bold}
+"""
 
 
 class Explorer(widgets.VBox):
@@ -1051,8 +1068,7 @@ class Explorer(widgets.VBox):
         except (KeyError, IndexError, AttributeError) as error:
             raise ValueError(f"alt may name the controls {list(controls)} and title, got {{{error.args[0]}}}") from None
         self.message, self.picture, self.png, self.alt = widgets.HTML(), widgets.HTML(), b"", ""
-        # ipywidgets lets people type beside a slider over a list, but takes no notice
-        style = widgets.HTML("<style>.ntk-list .widget-readout {pointer-events: none; -webkit-user-modify: read-only}</style>")
+        style = widgets.HTML(f"<style>{_EXPLORER_STYLE}</style>")
         super().__init__([*self.controls.values(), self.message, self.picture, style])
         self.add_class("ntk-explorer")
         for control in self.controls.values():
@@ -1086,6 +1102,11 @@ class Explorer(widgets.VBox):
 
     def __repr__(self):
         return f"Explorer({', '.join(f'{name}={value!r}' for name, value in self.values.items())})"
+
+    def _ipython_display_(self):
+        data, metadata = self._repr_mimebundle_()
+        display(data, raw=True, metadata=metadata)
+        _show_words(self.alt)
 
     def _repr_mimebundle_(self, **kwargs):
         "The live view and, for readers without a kernel, the picture with its text."

@@ -1293,6 +1293,7 @@ def displayed(monkeypatch):
     "What reaches the front end: IPython's display publisher is replaced by a list."
     messages = []
     publisher = SimpleNamespace(publish=lambda **message: messages.append(message))
+    plt.close(plt.figure())  # pyplot's first figure asks the shell for more than this one has
     monkeypatch.setattr(InteractiveShell, "initialized", staticmethod(lambda: True))
     monkeypatch.setattr(InteractiveShell, "instance", staticmethod(lambda: SimpleNamespace(display_pub=publisher)))
     return messages
@@ -1302,8 +1303,9 @@ def displayed(monkeypatch):
 def test_show_displays_the_figure_once_with_its_text_and_closes_it(given_as, displayed, capsys):
     ax = plt.subplots(figsize=(3, 2), dpi=100, facecolor="red")[1]
     show(given_as(ax), "A red card.")
-    (message,) = displayed
-    assert message["data"]["text/plain"] == "A red card."
+    message, words = displayed
+    assert message["data"]["text/plain"] == words["data"]["text/plain"] == "A red card."
+    assert words["data"]["text/html"].endswith("</summary>A red card.</details>")  # for those who get no alt
     assert message["metadata"]["image/png"] == {"alt": "A red card.", "width": 300, "height": 200}
     picture = Image.open(io.BytesIO(base64.b64decode(message["data"]["image/png"]))).convert("RGB")
     assert picture.size == (600, 400)  # two pixels for one, for sharp screens
