@@ -22,6 +22,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -315,7 +316,8 @@ def test_sliders_move_the_picture(notebook, tmp_path, capsys):
         expect(notebook.locator(".ntk-explorer")).to_have_count(committed_explorers(notebook.name))
         for explorer in notebook.locator(".ntk-explorer").all():
             handles = explorer.get_by_role("slider").all()
-            for handle in handles:  # large nets are the slow ones
+            for handle in handles:  # to both ends; large nets, there at the upper one, are the slow ones
+                press(notebook, handle, "Home")
                 press(notebook, handle, "End")
             for handle in handles:
                 label = handle.locator("xpath=ancestor::*[contains(@class, 'widget-slider')]").locator("label")
@@ -365,6 +367,20 @@ def test_questions_answer_back(notebook, tmp_path):
                 verdicts.append("Right." in reason.text_content())
             assert sorted(verdicts) == [False] * (len(verdicts) - 1) + [True]
         assert_no_error(notebook)
+
+
+def test_readable_in_light_and_dark(notebook, tmp_path):
+    "axe-core on the explorers, questions and words under pictures, in both of JupyterLab's themes."
+    ours = {"context": {"include": [[".ntk-explorer"], [".ntk-question"], [".ntk-words"]]},
+            "options": {"rules": {"aria-input-field-name": {"enabled": False}}}}  # ipywidgets leaves slider handles nameless
+    with screenshot(notebook, tmp_path):
+        for words in notebook.locator(".ntk-words:visible").all():
+            words.get_by_text("The picture in words").click()
+        for theme in ("Dark", "Light"):
+            notebook.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", f"JupyterLab {theme}")
+            expect(notebook.locator("body")).to_have_attribute("data-jp-theme-name", f"JupyterLab {theme}")
+            violations = Axe().run(notebook, **ours).response["violations"]
+            assert [(theme, rule["help"], [node["html"] for node in rule["nodes"]]) for rule in violations] == []
 
 
 def test_fits_on_binder(notebook, lab, capsys):
