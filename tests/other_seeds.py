@@ -1,0 +1,87 @@
+"""Run notebooks with other seeds and say which of their assertions fail: `python tests/other_seeds.py [--seeds 20] [NAME…]`.
+
+NAME is the start of a file name (`03`, say); without one, all notebooks are run. Every seed that a notebook sets is moved,
+by 1000, 2000, …, and nothing else is changed. A claim that fails for one of them is true of a seed, not of the kernel.
+"""
+
+import argparse
+import ast
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import nbformat
+from refresh_notebooks import ROOT
+from test_notebooks import code, plain
+
+
+class Record(ast.NodeTransformer):
+    "Wraps each assert, so that one that fails is noted and the next line runs; moves each random_state."
+
+    def __init__(self, shift):
+        self.shift = shift
+
+    def visit_Assert(self, node):
+        handler = ast.parse(f"try: pass\nexcept AssertionError: FAILED.append({ast.unparse(node)!r})").body[0]
+        handler.body = [node]
+        return handler
+
+    def visit_keyword(self, node):
+        if node.arg == "random_state":
+            node.value = ast.BinOp(node.value, ast.Add(), ast.Constant(self.shift))
+        return self.generic_visit(node)
+
+
+def failures(path, shift):
+    "Texts of the assertions that fail, with all seeds moved by `shift`; an error ends with its own text."
+    import matplotlib
+    import numpy as np
+    import torch
+
+    matplotlib.use("agg")
+    manual_seed, default_rng = torch.manual_seed, np.random.default_rng
+    torch.manual_seed = lambda seed: manual_seed(seed + shift)
+    np.random.default_rng = lambda seed: default_rng(seed + shift)
+    os.chdir(path.parent)
+    names = {"FAILED": []}
+    for cell in code(nbformat.read(path, as_version=4)):
+        tree = ast.fix_missing_locations(Record(shift).visit(ast.parse(plain(cell.source))))
+        try:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                exec(compile(tree, path.name, "exec"), names)
+        except Exception as error:
+            return [*names["FAILED"], f"{type(error).__name__}: {error} in\n{cell.source}"]
+    return names["FAILED"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=[""], metavar="NAME")
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--shift", type=int, help=argparse.SUPPRESS)  # one run, in a process of its own
+    arguments = parser.parse_args()
+    paths = [path for path in sorted((ROOT / "notebooks").glob("*.ipynb")) if path.name.startswith(tuple(arguments.names))]
+    if arguments.shift is not None:
+        print(*failures(paths[0], arguments.shift), sep="\0", end="")
+        return
+
+    def run(path, shift):
+        command = [sys.executable, __file__, path.name, "--shift", str(shift)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        return done.stdout.split("\0") if done.returncode == 0 else [done.stderr]
+
+    shifts = [1000 * k for k in range(1, arguments.seeds + 1)]
+    with ThreadPoolExecutor(2) as pool:
+        for path in paths:
+            failed = Counter(text for texts in pool.map(lambda shift: run(path, shift), shifts) for text in texts if text)
+            print(f"{path.name}: {sum(failed.values())} failures in {len(shifts)} runs", flush=True)
+            for text, count in failed.most_common():
+                print(f"  {count:3} × {text}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
