@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import nbformat
 from refresh_notebooks import ROOT
@@ -77,7 +78,7 @@ def main():
     shifts = [1000 * k for k in range(1, arguments.seeds + 1)]
     with ThreadPoolExecutor(2) as pool:
         for path in paths:
-            failed = Counter(text for texts in pool.map(lambda shift: run(path, shift), shifts) for text in texts if text)
+            failed = Counter(text for texts in pool.map(partial(run, path), shifts) for text in texts if text)
             print(f"{path.name}: {sum(failed.values())} failures in {len(shifts)} runs", flush=True)
             for text, count in failed.most_common():
                 print(f"  {count:3} × {text}", flush=True)
