@@ -1033,10 +1033,15 @@ def _figure(figure):
 
 
 # ipywidgets lets people type beside a slider over a list, but takes no notice; the live picture has its own words;
-# and when the kernel is gone, sliders still move, but the picture does not
+# when the kernel is busy, the picture comes later than one expects; and when it is gone, sliders move, but the picture does not
 _EXPLORER_STYLE = """
 .ntk-list .widget-readout {pointer-events: none; -webkit-user-modify: read-only}
 .jp-OutputArea:has(.ntk-explorer) .ntk-words {display: none}
+.ntk-explorer {position: relative}
+.jp-NotebookPanel:has(.jp-Notebook-ExecutionIndicator[data-status="busy"]) .ntk-explorer::before {
+    content: "Python is busy: the picture follows."; position: absolute; right: 0; bottom: 0; padding: 0.3em;
+    background: #fff3c4; color: black; animation: ntk-late 0.3s step-end}
+@keyframes ntk-late {from {visibility: hidden}}
 .ntk-explorer.jupyter-widgets-disconnected img {opacity: 0.2}
 .ntk-explorer.jupyter-widgets-disconnected::after {content: "The kernel was restarted: run this cell again."; font-weight: bold}
 """

@@ -64,6 +64,7 @@ SETTLED = """async explorer => {
 
 TWO_EXPLORERS = """
 import sys
+import time
 sys.path.insert(0, "..")
 import matplotlib.pyplot as plt
 from IPython.display import display
@@ -75,6 +76,7 @@ for name in ("one", "other"):
 
     def draw(value=0, axes=axes):
         axes.set_title(f"drawn with {value}")
+        time.sleep(value == 400)
         return axes
 
     display(Explorer(draw, name + " at {value}: {title}", value=(0, 400)))
@@ -439,6 +441,23 @@ def test_a_value_typed_outside_the_range_ends_at_its_limit(two_explorers, tmp_pa
             readout.fill(typed)
             readout.press("Enter")
             expect_pictures(two_explorers, [value, 0])
+
+
+def test_a_picture_that_takes_long_is_announced(two_explorers, tmp_path):
+    "From a third of a second on; a quick one is not, or it would flicker."
+    sign = """e => {const {content, visibility} = getComputedStyle(e, "::before");
+                    return content.includes("busy") && visibility === "visible"}"""
+    with screenshot(two_explorers, tmp_path):
+        one, _ = two_explorers.get_by_role("slider").all()
+        explorer = two_explorers.locator(".ntk-explorer").first.element_handle()
+        record = f"window.seen = []; window.timer = setInterval(e => window.seen.push(({sign})(e)), 20, e)"
+        explorer.evaluate(f"e => {{{record}}}")
+        assert press(two_explorers, one, "ArrowRight") > 250 or not two_explorers.evaluate("window.seen.includes(true)")
+        one.press("End")
+        two_explorers.wait_for_function(sign, arg=explorer, timeout=900)
+        expect_pictures(two_explorers, [400, 0])
+        expect(two_explorers.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]')).to_have_count(1)
+        assert explorer.evaluate(sign) is False
 
 
 def test_slider_and_picture_agree_after_a_dropped_connection(two_explorers, tmp_path):
