@@ -612,11 +612,11 @@ def cosine(kernel):
 
 
 def alignment(kernel, labels):
-    """Centred kernel-target alignment ⟨K, L⟩ / (‖K‖ ‖L‖), both centred: 1 if the kernel is the labels' own, 0 if unrelated.
+    """Centred kernel-target alignment ⟨Θ, T⟩ / (‖Θ‖ ‖T‖), both centred: 1 if the kernel is the labels' own, 0 if unrelated.
 
-    kernel (N, N). labels (N,) of integers or booleans are classes: L[i, j] = 1 within a class, else 0. Floating labels
-    (N,) or (N, O) are targets: L = y yᵀ. For two classes both give the same number.
-    Source: Cortes, Mohri & Rostamizadeh 2012, arXiv:1203.0550, definition 4 (uncentred: Cristianini et al. 2001).
+    kernel (N, N). labels (N,) of integers or booleans are classes: T[i, j] = 1 within a class, else 0. Floating labels
+    (N,) or (N, O) are targets: T = y yᵀ. For two classes both give the same number.
+    Source: Cortes, Mohri & Rostamizadeh 2012, arXiv:1203.0550, section 2 (uncentred: Cristianini et al. 2001).
     Raises ValueError for a kernel that is not square, symmetric and finite, for labels of another length or not finite,
     and where centring leaves nothing (all labels equal, a constant kernel).
     """

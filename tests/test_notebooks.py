@@ -152,6 +152,27 @@ def test_links_resolve(notebook, path):
     assert set(neighbours) <= set(links)
 
 
+REFERENCE = r"- (.+ \(\d{4}\), \*.+?\*)(?:, [^\[]+)?(?:, \[arXiv:([\d.]+)\]\(https://arxiv\.org/abs/([\d.]+)\))?: \S.+"
+
+
+def references(notebook):
+    "(authors, year and title; number; number in the address) for each entry of the list of references."
+    entries = re.findall("^- .+", notebook.cells[-1].source.split("**Reference")[1], re.M)
+    for entry in entries:
+        if not entry.startswith("- PyTorch documentation"):
+            parts = re.fullmatch(REFERENCE, entry)
+            assert parts, f"not of the form authors (year), *title*, where: what for\n{entry}"
+            yield parts.groups()
+
+
+def test_a_paper_is_referred_to_in_one_form():
+    forms = {}
+    for path in PATHS:
+        for form, number, address in references(nbformat.read(path, as_version=4)):
+            assert number == address
+            assert forms.setdefault(number or form, form) == form, path.name
+
+
 def test_readme_links_resolve_and_list_every_notebook():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)\s]+)\)", text)
@@ -160,6 +181,26 @@ def test_readme_links_resolve_and_list_every_notebook():
             assert (ROOT / link).exists(), link
     assert all(f"notebooks/{name}" in links for name in NAMES)
     assert badges(repository(), NAMES[0]) in text
+
+
+def anchors(name):
+    "What JupyterLab and GitHub call a notebook's headings in a link."
+    text = prose(nbformat.read(ROOT / "notebooks" / name, as_version=4))
+    return [heading.replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", text, re.M)]
+
+
+def test_glossary_sends_to_where_a_term_is_introduced():
+    """In bold, in the section that the link names. In the order of the alphabet."""
+    [text] = [cell.source for cell in nbformat.read(PATHS[0], as_version=4).cells if "## Glossary" in cell.source]
+    rows = re.findall(r"^\| (.+?) \| (.+?) \| \[(\d\d)\]\((.+?)#(.+?)\) \|$", text, re.M)
+    assert len(rows) == text.count("\n| ") - 1 > 40
+    assert [row[0].casefold() for row in rows] == sorted(row[0].casefold() for row in rows)
+    for term, _, number, name, anchor in rows:
+        assert name.startswith(number) and anchor in anchors(name), (term, name, anchor)
+        sections = re.split(r"^(?=#+ )", prose(nbformat.read(ROOT / "notebooks" / name, as_version=4)), flags=re.M)
+        [section] = [s for s in sections if s.splitlines()[0].lstrip("# ").replace(" ", "-") == anchor]
+        bold = [" ".join(words.split()).casefold() for words in re.findall(r"\*\*(.+?)\*\*", section, re.S)]
+        assert any(term.split(" (")[0].casefold() in words for words in bold), (term, bold)
 
 
 def plain(source):
