@@ -1184,7 +1184,7 @@ def ask(question, options, right):
 
 def score():
     "Print how many exercises were passed and how many questions answered right, of those that were run in this kernel."
-    print(f"In this kernel: {sum(_passed.values())} of {len(_passed)} exercises passed, "
+    print(f"Since the last restart: {sum(_passed.values())} of {len(_passed)} exercises passed, "
           f"{sum(_answered.values())} of {len(_answered)} questions answered right.")
 
 

@@ -46,7 +46,8 @@ def failures(path, shift):
     matplotlib.use("agg")
     manual_seed, default_rng = torch.manual_seed, np.random.default_rng
     torch.manual_seed = lambda seed: manual_seed(seed + shift)
-    np.random.default_rng = lambda seed: default_rng(seed + shift)
+    # libraries pass other things than numbers
+    np.random.default_rng = lambda seed=None: default_rng(seed + shift if isinstance(seed, int) else seed)
     os.chdir(path.parent)
     names = {"FAILED": []}
     for cell in code(nbformat.read(path, as_version=4)):

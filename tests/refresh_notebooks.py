@@ -52,6 +52,8 @@ def normalise(notebook):
     for count, cell in enumerate(code, start=1):
         cell.execution_count = count
         cell.metadata.pop("execution", None)  # timings
+        if cell.source.startswith("ask("):  # it tells the answer: JupyterLab folds it
+            cell.metadata["jupyter"] = {"source_hidden": True}
         cell.outputs = joined(cell.outputs)
         for output in cell.outputs:
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)

@@ -25,6 +25,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
+expect.set_options(timeout=20_000)  # the machines that run this are shared
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TOKEN = "browser-test"
@@ -302,8 +303,10 @@ def tab_to(page, handle):
 def test_all_cells_run_in_order_without_error(notebook, tmp_path):
     with screenshot(notebook, tmp_path):
         assert_no_error(notebook)
-        prompts = notebook.locator(".jp-CodeCell .jp-InputArea-prompt")
-        expect(prompts).to_have_text([f"[{i}]:" for i in range(1, prompts.count() + 1)])
+        cells = json.loads((ROOT / f"notebooks/{notebook.name}.ipynb").read_text())["cells"]
+        code = enumerate((cell for cell in cells if cell["cell_type"] == "code"), start=1)
+        seen = [f"[{i}]:" for i, cell in code if "jupyter" not in cell["metadata"]]  # questions are folded
+        expect(notebook.locator(".jp-CodeCell .jp-InputArea-prompt")).to_have_text(seen)
 
 
 def committed_explorers(name):

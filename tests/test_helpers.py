@@ -1769,7 +1769,7 @@ def test_score_counts_an_exercise_once_however_often_it_is_tried(fresh_score, ca
     check(1, 2)
     capsys.readouterr()
     score()
-    assert capsys.readouterr().out == "In this kernel: 1 of 2 exercises passed, 0 of 0 questions answered right.\n"
+    assert capsys.readouterr().out == "Since the last restart: 1 of 2 exercises passed, 0 of 0 questions answered right.\n"
 
 
 # The module ----------------------------------------------------------------------------------------------------------

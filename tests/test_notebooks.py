@@ -197,8 +197,8 @@ def test_glossary_sends_to_where_a_term_is_introduced():
     assert [row[0].casefold() for row in rows] == sorted(row[0].casefold() for row in rows)
     for term, _, number, name, anchor in rows:
         assert name.startswith(number) and anchor in anchors(name), (term, name, anchor)
-        sections = re.split(r"^(?=#+ )", prose(nbformat.read(ROOT / "notebooks" / name, as_version=4)), flags=re.M)
-        [section] = [s for s in sections if s.splitlines()[0].lstrip("# ").replace(" ", "-") == anchor]
+        sections = re.split(r"^#+ ", prose(nbformat.read(ROOT / "notebooks" / name, as_version=4)), flags=re.M)
+        [section] = [text for text in sections if text.partition("\n")[0].replace(" ", "-") == anchor]
         bold = [" ".join(words.split()).casefold() for words in re.findall(r"\*\*(.+?)\*\*", section, re.S)]
         assert any(term.split(" (")[0].casefold() in words for words in bold), (term, bold)
 
