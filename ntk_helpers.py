@@ -884,7 +884,7 @@ def linearize(model):
     """The tangent model f_lin(x, Δθ) = f(x; θ₀) + J(x) Δθ at the model's present parameters θ₀, as a function of x and Δθ.
 
     x (N, …), Δθ (P,) in the order of `get_grads`' columns → (N, O), as the model has it; differentiable in Δθ. What becomes of
-    the model later does not change it. Source: Lee et al. 2019, arXiv:1902.06720, eq. 3.
+    the model later does not change it. Source: Lee et al. 2019, arXiv:1902.06720, eq. 5.
     Raises ValueError for Δθ of another shape, and what the model itself raises.
     """
     _require(isinstance(model, nn.Module), f"model must be a torch.nn.Module, got {type(model).__name__}", TypeError)
