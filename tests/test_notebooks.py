@@ -184,7 +184,7 @@ def test_readme_links_resolve_and_list_every_notebook():
 
 
 def anchors(name):
-    "What JupyterLab and GitHub call a notebook's headings in a link."
+    "What JupyterLab calls a notebook's headings in a link."
     text = prose(nbformat.read(ROOT / "notebooks" / name, as_version=4))
     return [heading.replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", text, re.M)]
 
