@@ -513,8 +513,7 @@ def _undisturbed(model, *inputs):
     with torch.inference_mode(False), torch.enable_grad():
         state = [(store, dict(store)) for m in model.modules() for store in (vars(m), m._parameters, m._buffers)]
         buffers = [(b, b.clone(), b._version) for b in model.buffers()]
-        inputs = [x.clone() if isinstance(x, torch.Tensor) and x.is_inference() else x for x in inputs]
-        inputs = [x.detach() if isinstance(x, torch.Tensor) else x for x in inputs]
+        inputs = [(x.clone() if x.is_inference() else x).detach() if isinstance(x, torch.Tensor) else x for x in inputs]
         try:
             with torch.random.fork_rng(devices=[x.device for x in inputs if isinstance(x, torch.Tensor) and x.is_cuda][:1]):
                 yield inputs
@@ -539,8 +538,7 @@ def _check(model, x, name):
     _require(any(p.requires_grad for p in params.values()),
              "model has no trainable parameter: the NTK needs at least one with requires_grad=True")
     _require(isinstance(x, torch.Tensor), f"{name} must be a torch.Tensor of shape (N, …), got {type(x).__name__}", TypeError)
-    shape = tuple(x.shape)
-    _require(x.ndim > 0 and x.numel() > 0, f"{name} must hold at least one example, in rows, got shape {shape}")
+    _require(x.ndim > 0 and x.numel() > 0, f"{name} must hold at least one example, in rows, got shape {tuple(x.shape)}")
     dtypes, devices = {p.dtype for p in params.values()}, {p.device for p in params.values()}
     _require(not x.is_floating_point() or x.dtype in dtypes,
              f"{name} must have the model's dtype {' or '.join(map(str, dtypes))}, got {x.dtype}", TypeError)
@@ -582,9 +580,8 @@ def _forward(model, x, name, check=True):
 
 
 def _finite(tensor):
-    if not tensor.is_floating_point() or tensor.numel() == 0:
-        return True
-    return all(math.isfinite(bound) for bound in tensor.detach().aminmax())  # one pass, nothing to store
+    "By its extremes: one pass, nothing to store."
+    return not (tensor.is_floating_point() and tensor.numel()) or all(map(math.isfinite, tensor.detach().aminmax()))
 
 
 def _close(got, expected):
@@ -604,9 +601,8 @@ def cosine(kernel):
     Raises ValueError if the kernel is not square, symmetric and finite, or has a negative diagonal.
     """
     kernel = _square(kernel)
-    lowest = kernel.diagonal().min()
-    _require(lowest >= 0, f"kernel must have no negative diagonal entry, got {lowest:.3g}")
     norms = kernel.diagonal().sqrt()
+    _require(not norms.isnan().any(), f"kernel must have no negative diagonal entry, got {kernel.diagonal().min():.3g}")
     inverse = torch.where(norms > 0, 1 / norms, 0)
     return kernel * inverse[:, None] * inverse
 
@@ -625,8 +621,7 @@ def alignment(kernel, labels):
     _require(labels.ndim in ((1,) if classes else (1, 2)) and len(labels) == len(kernel),
              f"labels must have shape ({len(kernel)},), one per row of the kernel, got {tuple(labels.shape)}")
     _require(labels.isfinite().all(), "labels must be finite, got NaN or infinity")
-    targets = F.one_hot(labels.unique(return_inverse=True)[1]) if classes else labels.reshape(len(labels), -1)
-    targets = targets.to(kernel)
+    targets = (F.one_hot(labels.unique(return_inverse=True)[1]) if classes else labels.reshape(len(labels), -1)).to(kernel)
     pair = {"kernel": kernel, "labels": targets @ targets.T}
     centred = {name: k - k.mean(0) - k.mean(1, keepdim=True) + k.mean() for name, k in pair.items()}
     for name, k in centred.items():
@@ -649,8 +644,7 @@ def spectrum(kernel):
 def _square(kernel):
     kernel = _matrix(kernel)
     _require(kernel.shape[0] == kernel.shape[1], f"kernel must be square, got shape {tuple(kernel.shape)}")
-    tolerance = 1e-4 if kernel.dtype != torch.float64 else 1e-8
-    _require((kernel - kernel.T).abs().max() <= tolerance * kernel.abs().max(),
+    _require((kernel - kernel.T).abs().max() <= (1e-8 if kernel.dtype == torch.float64 else 1e-4) * kernel.abs().max(),
              "kernel must be symmetric; for the kernel between two sets of inputs this has no meaning")
     return kernel
 
@@ -1034,7 +1028,7 @@ def _figure(figure):
 
 # ipywidgets lets people type beside a slider over a list, but takes no notice; the live picture has its own words;
 # when the kernel is busy, the picture comes later than one expects; and when it is gone, sliders move, but the picture does not
-_EXPLORER_STYLE = """
+_EXPLORER_STYLE = """<style>
 .ntk-list .widget-readout {pointer-events: none; -webkit-user-modify: read-only}
 .jp-OutputArea:has(.ntk-explorer) .ntk-words {display: none}
 .ntk-explorer {position: relative}
@@ -1044,7 +1038,7 @@ _EXPLORER_STYLE = """
 @keyframes ntk-late {from {visibility: hidden}}
 .ntk-explorer.jupyter-widgets-disconnected img {opacity: 0.2}
 .ntk-explorer.jupyter-widgets-disconnected::after {content: "The kernel was restarted: run this cell again."; font-weight: bold}
-"""
+</style>"""
 
 
 class Explorer(widgets.VBox):
@@ -1073,8 +1067,7 @@ class Explorer(widgets.VBox):
         except (KeyError, IndexError, AttributeError) as error:
             raise ValueError(f"alt may name the controls {list(controls)} and title, got {{{error.args[0]}}}") from None
         self.message, self.picture, self.png, self.alt = widgets.HTML(), widgets.HTML(), b"", ""
-        style = widgets.HTML(f"<style>{_EXPLORER_STYLE}</style>")
-        super().__init__([*self.controls.values(), self.message, self.picture, style])
+        super().__init__([*self.controls.values(), self.message, self.picture, widgets.HTML(_EXPLORER_STYLE)])
         self.add_class("ntk-explorer")
         for control in self.controls.values():
             control.observe(self._update, names="value")
@@ -1123,12 +1116,27 @@ class Explorer(widgets.VBox):
 
 
 def _png(figure):
-    "As fast as it goes: the layout is found once and kept, and the compression is light."
+    "As fast as it goes: axes and legends, half of the work, are drawn anew only once they changed; light compression."
     canvas = figure.canvas if isinstance(figure.canvas, FigureCanvasAgg) else FigureCanvasAgg(figure)
-    if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
-        figure.get_layout_engine().set(rect=(0, 0, 0.95, 1))  # room for longer tick labels later
-    canvas.draw()
-    figure.set_layout_engine("none")
+    axes = [ax for ax in figure.axes if ax.get_visible()]
+    frame = [*{*figure.get_children()} - {*figure.axes}, *(part for ax in axes for part in (ax.patch, ax.xaxis, ax.yaxis)),
+             *(legend for ax in axes if (legend := ax.get_legend()) and not legend.get_frame_on())]
+    content = [artist for ax in axes for artist in sorted(ax.get_children(), key=lambda child: child.zorder)
+               if artist not in frame and (ax.axison or artist not in ax.spines.values())]
+    places = lambda: [(ax, ax.axison, ax.bbox.bounds) for ax in axes]
+    parts = lambda: [part for each in frame for part in each.findobj()]
+    if places() != getattr(canvas, "ntk_places", None) or any(part.stale for part in parts()):
+        plt.setp(content, animated=True)  # so that draw leaves it out
+        if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
+            figure.get_layout_engine().set(rect=(0, 0, 0.95, 1))  # room for longer tick labels later
+        canvas.draw()
+        figure.set_layout_engine("none")
+        for part in parts():
+            part.stale = False  # also what is not drawn
+        canvas.ntk_places, canvas.ntk_frame = places(), canvas.copy_from_bbox(figure.bbox)
+    canvas.restore_region(canvas.ntk_frame)
+    for artist in content:
+        artist.draw(canvas.get_renderer())
     buffer = io.BytesIO()
     Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(buffer, "png", compress_level=1, compress_type=3)
     return buffer.getvalue()
@@ -1148,8 +1156,7 @@ def _control(name, spec, default):
         _require(control.value == default, f"{name} must offer draw's default, {default!r}, got {spec!r}")
     control.description = control.description or name.replace("_", " ")
     control.tooltip = control.tooltip or f"{control.description}: use the arrow keys, or drag"
-    control.style.description_width = "8em"
-    control.layout.width = "min(36em, 95%)"
+    control.style.description_width, control.layout.width = "8em", "min(36em, 95%)"
     if hasattr(control, "continuous_update"):
         control.continuous_update = False
     return control
@@ -1282,13 +1289,11 @@ def _brief(value):
 
 
 def _agrees(got, want):
-    if want.dtype.kind in "iub":
-        return got == want
-    return np.abs(got - want) <= 1e-3 * np.abs(want) + 1e-5 * np.abs(want).max(initial=0)
+    slack = 0 if want.dtype.kind in "iub" else 1e-3 * np.abs(want) + 1e-5 * np.abs(want).max(initial=0)
+    return np.abs(got - 1.0 * want) <= slack
 
 
 def _numbers(value):
     value = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-    if value.dtype.kind not in "iubf":
-        raise TypeError
+    _require(value.dtype.kind in "iubf", f"expected numbers, got {value.dtype}", TypeError)
     return value

@@ -1585,6 +1585,58 @@ def test_figures_of_any_layout_are_shown(layout):
     assert explorer.message.value == "" and image(ax).shape == (400, 400)
 
 
+CHANGES = {
+    "data": lambda figure, ax, n: ax.lines[0].set_ydata([n, 1 - n]),
+    "title": lambda figure, ax, n: ax.set_title(f"at {n}"),
+    "title of the figure": lambda figure, ax, n: figure.suptitle(f"at {n}"),
+    "limits": lambda figure, ax, n: ax.set_xlim(-1 - 3 * n, 2),
+    "scale": lambda figure, ax, n: ax.set_xscale(["linear", "symlog"][n]),
+    "label": lambda figure, ax, n: ax.set_ylabel(f"height {n}"),
+    "label's colour": lambda figure, ax, n: ax.yaxis.label.set_color(["k", "r"][n]),
+    "ticks": lambda figure, ax, n: ax.set_xticks([0, 1 - n / 2]),
+    "a tick's text": lambda figure, ax, n: ax.get_xticklabels()[1].set_color(["k", "r"][n]),
+    "grid": lambda figure, ax, n: ax.grid(bool(n)),
+    "spines": lambda figure, ax, n: ax.spines[:].set_visible(bool(n)),
+    "background": lambda figure, ax, n: ax.set_facecolor(["w", "y"][n]),
+    "margin": lambda figure, ax, n: figure.set_facecolor(["w", "y"][n]),
+    "size": lambda figure, ax, n: figure.set_size_inches(3 + n, 2),
+    "place": lambda figure, ax, n: ax.set_position([0.15, 0.3, 0.1 + 0.1 * n, 0.5]),
+    "frame": lambda figure, ax, n: ax.set_axis_on() if n else ax.set_axis_off(),
+    "axes": lambda figure, ax, n: ax.set_visible(bool(n)),
+    "legend": lambda figure, ax, n: ax.legend(loc=["upper left", "lower right"][n]),
+    "a word of the legend": lambda figure, ax, n: ax.get_legend().get_texts()[0].set_text(f"line {n}"),
+    "a new line": lambda figure, ax, n: ax.axhline(n / 2),
+    "everything": lambda figure, ax, n: (ax.clear(), ax.plot([n, 1])),
+    "colour bar": lambda figure, ax, n: plot_kernel((1 + 99 * n) * torch.eye(3), ax=figure.axes[1]),
+    "colours": lambda figure, ax, n: plot_kernel(torch.eye(3) - n, ax=figure.axes[1]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_the_picture_is_that_of_the_whole_figure_whatever_changes(change):
+    figure, axes = plt.subplots(1, 2, figsize=(3, 2), layout="constrained")
+    axes[0].plot([0, 1], label="line")
+    axes[0].set_ylabel("height")
+    axes[0].legend(frameon=False, loc="lower right")
+    plot_kernel(torch.eye(3), ax=axes[1])
+
+    def draw(n=0):
+        change(figure, axes[0], n)
+        return figure
+
+    explorer, pictures = Explorer(draw, "{n}", n=[0, 1]), []
+    for n in (0, 1, 0):
+        explorer.controls["n"].value = n
+        assert explorer.message.value == ""
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        picture, whole = (pixels(png)[..., :3].astype(int) for png in (explorer.png, buffer.getvalue()))
+        assert picture.shape == whole.shape
+        assert (abs(picture - whole).max(axis=2) > 50).mean() < 0.0005  # two artists may lie the other way round
+        pictures.append(picture)
+    assert pictures[0].shape != pictures[1].shape or (pictures[0] != pictures[1]).any()
+
+
 def test_axes_stay_in_place_while_a_slider_moves():
     ax = plt.subplots(layout="constrained")[1]
     explorer = Explorer(lambda n=4: plot_kernel(1e3 * n * torch.eye(n), ax=ax), "{n}", n=[4, 400])
