@@ -982,7 +982,7 @@ def plot_kernel(kernel, *, ax=None, order=None, title=""):
     if image is None:
         image = ax.imshow(kernel, label="kernel", interpolation="nearest")
         bar = ax.figure.colorbar(image, ax=ax)
-        bar.ax.set_xlabel("kernel")  # below: above it, a long title would run into it
+        bar.ax.set_xlabel("kernel", labelpad=7)  # below: above it, a long title would run into it
         bar.ax.locator_params(nbins=3)
         ax.set(xticks=[], yticks=[])  # they would take a third of the time of a redraw
         ax.spines[:].set_visible(False)
