@@ -1658,6 +1658,11 @@ def verdict(answer, expected, capsys):
     return out.strip()
 
 
+def test_whole_numbers_too_large_for_a_float_are_told_apart(capsys):
+    assert verdict(2**53, 2**53, capsys) == "Right."
+    assert verdict(2**53 + 1, 2**53, capsys).startswith("Not yet")
+
+
 grid = torch.arange(6.0).reshape(2, 3)
 square = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
 
