@@ -138,8 +138,7 @@ def get_grads(model, x):
     with _undisturbed(model, x) as (x,):
         _check(model, x, "x")
         _forward(model, x, "x")
-        grads = _jacobian(model, x)
-    return grads.squeeze(1)
+        return _jacobian(model, x).squeeze(1)
 
 
 def _jacobian(model, x, names=None):
@@ -445,11 +444,7 @@ def _plan(model, method, xs):
 def _sizes(model, method, name, few):
     "The bytes that autograd saves for an example, and {parameter: bytes to hold for an example}."
     saved = {}
-
-    def note(t):
-        saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
+    note = lambda t: saved.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()}) or t
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         out, start = _forward(model, few, name, check=False)
     (n, o), params = out.shape, {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -488,8 +483,7 @@ def _ntk_vector_products(model, shares1, shares2):
         with LOCK, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             f, params = _functional(model)
-            size = out.shape[2] * sum(p.nbytes for p in params.values())  # of a gradient
-            chunk = max(1, int(MEMORY_BUDGET / 4 / max(size, 1)))
+            chunk = max(1, int(MEMORY_BUDGET / 4 / max(1, out.shape[2] * sum(p.nbytes for p in params.values()))))
             ntk = torch.stack([vmap(block, (None, 0), chunk_size=chunk)(xi, x2) for xi in x1])
             first = torch.einsum("iap,jbp->ijab", _jacobian_by_loop(model, x1[:1]), _jacobian_by_loop(model, x2[:1]))
     except RuntimeError as error:
@@ -510,7 +504,7 @@ _METHODS = {  # how to prepare a chunk of examples, and how to multiply two such
 def _undisturbed(model, *inputs):
     "Give detached `inputs` that autograd can use; afterwards the random state and the buffers are as before."
     _require(isinstance(model, nn.Module), f"model must be a torch.nn.Module, got {type(model).__name__}", TypeError)
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), _exact_cudnn(model):
         state = [(store, dict(store)) for m in model.modules() for store in (vars(m), m._parameters, m._buffers)]
         buffers = [(b, b.clone(), b._version) for b in model.buffers()]
         inputs = [(x.clone() if x.is_inference() else x).detach() if isinstance(x, torch.Tensor) else x for x in inputs]
@@ -530,6 +524,18 @@ def _undisturbed(model, *inputs):
                 for buffer, before, version in buffers:
                     if buffer._version != version:
                         buffer.copy_(before)
+
+
+@contextmanager
+def _exact_cudnn(model):
+    "On a GPU: convolutions without TF32, which keeps ten bits, and no cuDNN for recurrent nets, which it cannot differentiate."
+    cudnn, recurrent = torch.backends.cudnn, any(isinstance(m, nn.RNNBase) for m in model.modules())
+    before = cudnn.enabled, cudnn.conv.fp32_precision
+    try:
+        cudnn.enabled, cudnn.conv.fp32_precision = before[0] and not recurrent, "ieee"
+        yield
+    finally:
+        cudnn.enabled, cudnn.conv.fp32_precision = before
 
 
 def _check(model, x, name):
@@ -588,7 +594,6 @@ def _close(got, expected):
 
 
 # 04 · Reading a kernel -----------------------------------------------------------------------------------------------
-
 
 Spectrum = namedtuple("Spectrum", "eigenvalues eigenvectors")
 
@@ -794,11 +799,11 @@ def train(model, x, y, *, lr, steps, every=1, scale=1.0, kernel=False, progress=
     y, shape = torch.as_tensor(y).detach().to(alone[0]), tuple(alone[0].shape)
     y = y[:, None] if shape[1] == y.ndim == 1 else y
     _require(y.shape == shape and _finite(y), f"y must be finite, a target for each output {shape}, got shape {tuple(y.shape)}")
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), _exact_cudnn(models[0]):
         f, params = _batch(models, x)
         first, kernels = {name: p.clone() for name, p in params.items()}, []
-        recorded = sorted({*range(0, steps + 1, every), steps})  # room for all now: small tensors kept would pin large ones
-        losses, distances = (alone[0].new_empty(len(recorded), len(models)) for _ in range(2))
+        recorded = torch.tensor(sorted({*range(0, steps + 1, every), steps}))
+        losses, distances = (alone[0].new_empty(len(recorded), len(models)) for _ in range(2))  # else each would pin `out`
         outputs = alone[0].new_empty(len(recorded), len(models), *shape)
         try:
             for step in tqdm(range(steps + 1), desc="training", unit=" steps", disable=not progress):
@@ -826,11 +831,10 @@ def train(model, x, y, *, lr, steps, every=1, scale=1.0, kernel=False, progress=
                         p -= lr * gradient
         finally:
             _write_back(models, params)
-    steps = torch.tensor(recorded)
     series = [losses, outputs.squeeze(3), distances, torch.stack(kernels) if kernel else None]
     if models[0] is model:
         series = [None if s is None else s[:, 0] for s in series]
-    return History(steps, lr * steps.double(), *series)
+    return History(recorded, lr * recorded.double(), *series)
 
 
 def _batch(models, x):
@@ -852,9 +856,8 @@ def _batch(models, x):
 
 def _write_back(models, params):
     for i, model in enumerate(models):
-        for name, p in model.named_parameters():
-            if name in params:
-                p.copy_(params[name][i])
+        for name, p in params.items():
+            model.get_parameter(name).copy_(p[i])
 
 
 def _largest_eigenvalue(pullback, out):
@@ -864,8 +867,7 @@ def _largest_eigenvalue(pullback, out):
     for _ in range(min(20, v.shape[1])):
         length = v.norm(dim=1, keepdim=True)
         basis.append(torch.where(length > floor, v / length, 0))
-        v = torch.func.grad(half_square)(basis[-1])
-        images.append(v)
+        images.append(v := torch.func.grad(half_square)(basis[-1]))
         q, floor = torch.stack(basis, dim=1), 1e-5 * v.norm(dim=1, keepdim=True)
         for _ in range(2):  # once leaves rounding, which grows
             v = v - (q.mT @ (q @ v[:, :, None]))[:, :, 0]
@@ -1024,7 +1026,6 @@ def _figure(figure):
 
 # Sliders above a picture ---------------------------------------------------------------------------------------------
 
-
 # ipywidgets lets people type beside a slider over a list, but takes no notice; the live picture has its own words;
 # when the kernel is busy, the picture comes later than one expects; and when it is gone, sliders move, but the picture does not
 _EXPLORER_STYLE = """<style>
@@ -1083,8 +1084,7 @@ class Explorer(widgets.VBox):
             figure = _figure(self._draw(**values))
             plt.close(figure)  # or the inline backend shows it a second time
             title = figure.axes[0].get_title() if figure.axes else ""
-            alt = self._alt.format(**{"title": title, **values})
-            self.png, self.alt = _png(figure), alt
+            self.png, self.alt = _png(figure), self._alt.format(**{"title": title, **values})
         except Exception as error:
             for number in {*plt.get_fignums()} - {*others}:
                 plt.close(number)

@@ -683,13 +683,13 @@ def contents(parts):
 
 
 class assert_untouched:
-    "with assert_untouched(model): nothing in the model changes, nor the random state."
+    "with assert_untouched(model): nothing in the model changes, nor the random state, nor what cuDNN may do."
 
     def __init__(self, model):
         self.model = model
 
     def __enter__(self):
-        self.parts, self.rng = anatomy(self.model), torch.get_rng_state()
+        self.parts, self.rng, self.cudnn = anatomy(self.model), torch.get_rng_state(), cudnn_settings()
         self.grads = {key: t.grad for key, t in self.parts.items() if isinstance(t, nn.Parameter)}
         self.contents = contents(self.parts)
 
@@ -704,6 +704,11 @@ class assert_untouched:
         assert [key for key, grad in self.grads.items() if parts[key].grad is not grad] == []
         assert contents(parts) == self.contents
         assert torch.equal(torch.get_rng_state(), self.rng)
+        assert cudnn_settings() == self.cudnn
+
+
+def cudnn_settings():
+    return torch.backends.cudnn.enabled, torch.backends.cudnn.conv.fp32_precision, torch.backends.cudnn.allow_tf32
 
 
 class Busy(Net):
