@@ -904,7 +904,7 @@ def gradient_flow(ntk, targets, initial, times, *, ntk_test=None, initial_test=N
 
         f(t) = y + exp(−Θ t) (f₀ − y)        f(x, t) = f₀(x) + Θ(x, X) Θ⁻¹ (1 − exp(−Θ t)) (y − f₀)
 
-    (Jacot et al. 2018, arXiv:1806.07572, section 5; Lee et al. 2019, arXiv:1902.06720, eqs. 8–11.) Gradient descent with a
+    (Jacot et al. 2018, arXiv:1806.07572, section 5; Lee et al. 2019, arXiv:1902.06720, section 2.2.) Gradient descent with a
     small learning rate η is there at t = η · step. For a mean over N instead of the sum, divide t by N.
 
     ntk (N, N), targets y and initial f₀ (N,) or (N, O), times (T,), in any order, ∞ allowed → (T, N[, O]), in float64.
