@@ -24,17 +24,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from cycler import cycler
 from IPython.display import display
 from joblib import Parallel, delayed, effective_n_jobs
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 from torch import nn
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge
 from torch.func import functional_call, jacrev, jvp, stack_module_state, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 from traitlets import TraitError
 
@@ -46,12 +44,10 @@ ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "erf": torch.erf, "gelu":
 class MLP(nn.Module):
     """Fully connected net (N, input_dim) → (N, output_dim) with `hidden_layers` layers of `hidden_dim` units.
 
-    parametrization
-        "standard": PyTorch's `nn.Linear` with its default initialisation; `weight_std` and `bias_std` keep their defaults.
-        "ntk": z = weight_std / √fan_in · W a + bias_std · b with all entries of W and b from N(0, 1)
+    parametrization: "standard" is PyTorch's `nn.Linear` with its default initialisation; `weight_std` and `bias_std` keep
+        their defaults. "ntk" is z = weight_std / √fan_in · W a + bias_std · b with all entries of W and b from N(0, 1)
         (Jacot et al. 2018, arXiv:1806.07572, section 2; scales as in Lee et al. 2019, arXiv:1902.06720, eq. 1).
-    activation
-        "relu", "tanh", "erf", "gelu", or a callable applied to each hidden layer.
+    activation: "relu", "tanh", "erf", "gelu", or a callable applied to each hidden layer.
 
     The layers are `lin1`, `lin2`, …, so `parameters()` yields weight (fan_out, fan_in), bias (fan_out,), weight, bias, …
     Raises TypeError for sizes that are not integers, ValueError for values out of range or unknown names.
@@ -60,8 +56,7 @@ class MLP(nn.Module):
     def __init__(self, input_dim, hidden_dim, output_dim=1, *, hidden_layers=1, activation="relu",
                  parametrization="standard", weight_std=2**0.5, bias_std=0.0):
         super().__init__()
-        _require_positive_integers(input_dim=input_dim, hidden_dim=hidden_dim, output_dim=output_dim,
-                                   hidden_layers=hidden_layers)
+        _require_positive_ints(input_dim=input_dim, hidden_dim=hidden_dim, output_dim=output_dim, hidden_layers=hidden_layers)
         _require(parametrization in ("standard", "ntk"),
                  f'parametrization must be "standard" or "ntk", got {parametrization!r}')
         _require_scales(weight_std=weight_std, bias_std=bias_std)
@@ -119,7 +114,7 @@ def _require_scales(**scales):
         _require(isinstance(std, Real) and 0 <= std < math.inf, f"{name} must be a finite number, zero or more, got {std!r}")
 
 
-def _require_positive_integers(**values):
+def _require_positive_ints(**values):
     for name, value in values.items():
         integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
         _require(integer, f"{name} must be a positive integer, got {value!r}", TypeError)
@@ -143,14 +138,13 @@ def get_grads(model, x):
 
 def _jacobian(model, x, names=None):
     "(N, O, P) by `vmap`, or where the model does not allow it (an LSTM, say) by a loop; of the parameters named, or all."
-    with LOCK:
-        f, params = _functional(model, names)
-        with suppress(RuntimeError), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own, on what is slow under vmap
-            if not f(params, x[0]).requires_grad:  # else it reads a parameter behind the back of functional_call
-                blocks = vmap(jacrev(f), (None, 0))(params, x)
-                return torch.cat([blocks[name].reshape(*blocks[name].shape[:2], -1) for name in params], dim=2)
-        return _jacobian_by_loop(model, x, names)
+    f, params = _functional(model, names)
+    with suppress(RuntimeError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, on what is slow under vmap
+        if not f(params, x[0]).requires_grad:  # else it reads a parameter behind the back of functional_call
+            blocks = vmap(jacrev(f), (None, 0))(params, x)
+            return torch.cat([blocks[name].reshape(*blocks[name].shape[:2], -1) for name in params], dim=2)
+    return _jacobian_by_loop(model, x, names)
 
 
 def _jacobian_by_loop(model, x, names=None):
@@ -167,12 +161,20 @@ def _jacobian_by_loop(model, x, names=None):
 
 def _functional(model, names=None):
     "f(params, xi) → (O,), the model as a function of the parameters named, or all, and one example; and these parameters."
-    first = {p: name for name, p in model.named_parameters() if p.requires_grad}
-    slots = {f"{place}.{name}" if place else name: p for place, module in model.named_modules()
-             for name, p in module.named_parameters(recurse=False, remove_duplicate=False) if p.requires_grad}
-    f = lambda params, xi: functional_call(model, {slot: params.get(first[p], p.detach()) for slot, p in slots.items()},
-                                           (xi[None].clone(),), tie_weights=False)[0]
-    return f, {name: p.detach() for p, name in first.items() if names is None or name in names}
+    call, params = _stateless(model), {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    f = lambda some, xi: call({**params, **some}, xi[None])[0]
+    return f, {name: p for name, p in params.items() if names is None or name in names}
+
+
+def _stateless(model):
+    """The model as a function of parameters and buffers, by name, and inputs. Each is exchanged once, in the module that holds
+    it: where a module has two names, functional_call by itself exchanges it twice, and cannot give it back."""
+    tensors = lambda module, **options: chain(module.named_parameters(**options), module.named_buffers(**options))
+    first = {t: name for name, t in tensors(model)}
+    slots = {f"{place}.{name}".strip("."): first[t] for place, module in model.named_modules()
+             for name, t in tensors(module, recurse=False, remove_duplicate=False)}
+    return lambda state, x: functional_call(model, {slot: state[name] for slot, name in slots.items() if name in state},
+                                            (x.clone(),), tie_weights=False)
 
 
 # 03 · The kernel -----------------------------------------------------------------------------------------------------
@@ -185,32 +187,30 @@ LOCK = threading.RLock()  # functional_call exchanges the model's own parameters
 def compute_ntk(model, x1, x2=None, *, method="auto", chunk_size=None, n_jobs=None, progress=False):
     """The empirical NTK: Θ[i, j, a, b] = ⟨∇θ f_a(x1[i]), ∇θ f_b(x2[j])⟩ over the trainable parameters θ.
 
-    x1 (N1, …), x2 (N2, …) or None for x2 = x1 → (N1, N2) for a model with one output, (N1, N2, O, O) for several,
-    with the model's dtype, on its device. With x2 = None the result is exactly symmetric. The model is left as it was, and
-    must not be used by another thread meanwhile.
+    x1 (N1, …), x2 (N2, …) or None for x2 = x1 → (N1, N2) for a model with one output, (N1, N2, O, O) for several, with the
+    model's dtype, on its device; exactly symmetric if x2 is None. The model is left as it was, and no other thread may use it
+    meanwhile.
 
     method
         "auto": "layerwise" for every parameter it serves, "jacobian" for the others of the same model.
-        "layerwise": Σ over layers of (D Dᵀ) ∘ (A Aᵀ + 1), from a layer's inputs A and the gradients D at its outputs.
-            Serves weights and biases of linear layers and convolutions that enter the graph once. Where a layer is applied at
-            many places, its gradients are formed instead, layer by layer.
+        "layerwise": Σ over layers of (D Dᵀ) ∘ (A Aᵀ + 1), from a layer's inputs A and the gradients D at its outputs, for
+            weights and biases of linear layers and convolutions that enter the graph once. Where a layer is applied at many
+            places, its gradients are formed instead, layer by layer.
         "jacobian": J Jᵀ. Cost N·O backward passes and N²O²P (Novak et al. 2022, arXiv:2206.08720, section 3.2).
-        "ntk_vector_products": Θ v by one backward and one forward-mode pass per pair and output, without the product J Jᵀ
-            (same paper, section 3.3).
+        "ntk_vector_products": Θ v by one backward and one forward-mode pass per pair and output (same paper, section 3.3).
         "loop": the definition, one pair of gradients at a time. Slow; to learn from and to test against.
-    chunk_size: examples in a chunk; two chunks are held, and gradients computed anew for each pair of chunks. None: as many
-        as fit into 256 MB for each process, and one if none does.
+    chunk_size: examples in a chunk; two are held, and gradients computed anew for each pair of chunks. None: as many as
+        fit into 256 MB for each process, and one if none does.
     n_jobs: processes that share the rows, as in `joblib.Parallel`. None: one, or what `joblib.parallel_config` says.
     progress: show a bar.
 
-    Raises TypeError or ValueError, saying what was expected and what came: a model that is not an `nn.Module`, has no
-    trainable parameter, or gives an output that is not (N, O), or that for one example depends on the others or on chance
-    (call `model.eval()`); inputs that are no tensors, are empty, or have another shape, dtype or device than the model
-    takes; NaN or infinity anywhere; a method that cannot serve the model.
+    Raises TypeError or ValueError for a model that is not an `nn.Module`, has no trainable parameter, or whose output is not
+    (N, O), or for one example depends on the others or on chance (call `model.eval()`); for inputs that are no tensors, empty,
+    or not of the model's shape, dtype and device; for NaN or infinity anywhere; and for a method that cannot serve the model.
     """
     _require(method in [*_METHODS], f"method must be one of {(*_METHODS,)}, got {method!r}")
     if chunk_size is not None:
-        _require_positive_integers(chunk_size=chunk_size)
+        _require_positive_ints(chunk_size=chunk_size)
     _require(n_jobs is None or type(n_jobs) is int and n_jobs != 0,
              f"n_jobs must be None or an integer other than 0, got {n_jobs!r}")
     with _undisturbed(model, x1, x2) as (x1, x2):
@@ -253,7 +253,8 @@ def _blocks(model, method, names, x1, x2, start, stop, size):
         diagonal, one, two = j < first, rows, None  # the last chunk goes before the next one comes
         two = rows if diagonal else prepared(columns[j:j + size], name)
         if [s.key for s in one] != [s.key for s in two]:  # the model branches on its inputs
-            one, two = ([_whole(_jacobian(model, x, names))] for x in (x1[start:stop], columns[j:j + size]))
+            with LOCK:
+                one, two = ([_whole(_jacobian(model, x, names))] for x in (x1[start:stop], columns[j:j + size]))
         height, (width, _, outputs, _) = len(one[0].inputs), two[0].gradients.shape
         slab = min(max(64, math.ceil(height / 8)), max(1, int(MEMORY_BUDGET / 128 / (width * outputs**2))))
         for i in range(0, height, slab):
@@ -362,9 +363,7 @@ def _use(p, graph):
 
 def _layouts(out, layers, start):
     """{node: whether what it returned goes example by example, or else place by place}; for each output {node: gradients}.
-
-    Row r belongs to example i if factors c_i at the outputs become a factor c_i in row r. Nodes with other rows are left out.
-    """
+    Row r belongs to example i if factors c_i at the outputs become a factor c_i in row r. Nodes with others are left out."""
     def pull(v):  # the gradient of the sum over examples: they do not mix, so it holds each one's own
         edges = [GradientEdge(node, 0) for node in layers]
         grads = torch.autograd.grad(out, edges, v.expand_as(out), retain_graph=True, allow_unused=True) if edges else ()
@@ -418,57 +417,43 @@ def _reduced(node, uses, d, layout, n, o):
 
 
 def _convolution(node, a, d):
-    "Gradients (R, P) of a convolution's weight from inputs and output gradients (R, channels, …): each row is made a group."
-    n, weight = len(d), node._saved_weight.detach()
-    weight = weight[:1].expand(n * len(weight), *weight.shape[1:])  # only its shape counts
-    return torch.ops.aten.convolution_backward(
-        d.flatten(0, 1)[None], a.flatten(0, 1)[None], weight, None, node._saved_stride, node._saved_padding,
-        node._saved_dilation, False, node._saved_output_padding, n * node._saved_groups, (False, True, False))[1].reshape(n, -1)
+    "Gradients (R, P) of a convolution's weight from its inputs and the gradients at its outputs, each (R, channels, …)."
+    backward = lambda a, d: torch.ops.aten.convolution_backward(
+        d[None], a[None], node._saved_weight.detach(), None, node._saved_stride, node._saved_padding, node._saved_dilation,
+        False, node._saved_output_padding, node._saved_groups, (False, True, False))[1]
+    return vmap(backward)(a, d).flatten(1)
 
 
 def _plan(model, method, xs):
     """Groups of parameters, of which an example's gradients fit into an eighth of the budget, and how many examples fit into
-    the budget with their graph; from a rehearsal with a few examples."""
-    shapes = {x.shape[1:]: (name, x[:5]) for name, x in xs.items()}
-    graph, sizes = zip(*(_sizes(model, method, *few) for few in shapes.values()))
-    sizes = {name: max(held[name] for held in sizes) for name in sizes[0]}
-    groups = [[]]
-    for name in sizes:
-        if groups[-1] and sum(map(sizes.get, [*groups[-1], name])) > MEMORY_BUDGET / 8:
-            groups.append([])
-        groups[-1].append(name)
-    largest = max(sum(map(sizes.get, group)) for group in groups)
-    return groups, int(MEMORY_BUDGET / 2 / max(1, max(graph) + largest))
-
-
-def _sizes(model, method, name, few):
-    "The bytes that autograd saves for an example, and {parameter: bytes to hold for an example}."
-    saved = {}
+    the budget with their graph; from a rehearsal with a few of the larger examples."""
+    name, x = max(xs.items(), key=lambda item: item[1][0].numel())
+    saved = {}  # what autograd keeps
     note = lambda t: saved.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()}) or t
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-        out, start = _forward(model, few, name, check=False)
+        out, start = _forward(model, x[:5], name, check=False)
     (n, o), params = out.shape, {name: p for name, p in model.named_parameters() if p.requires_grad}
-    held = {name: p.nbytes * o * (method != "ntk_vector_products") for name, p in params.items()}
+    held = {name: p.nbytes * o * (method != "ntk_vector_products") for name, p in params.items()}  # bytes for an example
     layers, _ = _layers(model, out, params if method in ("auto", "layerwise") else {})
     layouts, by_output = _layouts(out, layers, start)
     for node, d in next(iter(by_output)).items():
         if node in layouts:
             sizes = [d.nbytes * o / n for d in _reduced(node, layers[node], d, layouts[node], n, o)]
             held |= dict(zip_longest(layers[node], sizes, fillvalue=0))
-    for p in params.values():
+    for p in model.parameters():
         saved.pop(p.untyped_storage().data_ptr(), None)
-    return sum(saved.values()) / n, held
-
-
-# The other methods
+    groups = [[]]
+    for name in held:
+        if groups[-1] and sum(map(held.get, [*groups[-1], name])) > MEMORY_BUDGET / 8:
+            groups.append([])
+        groups[-1].append(name)
+    largest = max(sum(map(held.get, group)) for group in groups)
+    return groups, int(MEMORY_BUDGET / 2 / max(1, sum(saved.values()) / n + largest))
 
 
 def _loop(model, shares1, shares2):
     [(_, _, j1, *_)], [(_, _, j2, *_)] = shares1, shares2
-    ntk = j1.new_empty(len(j1), len(j2), j1.shape[2], j2.shape[2])
-    for i, j in np.ndindex(len(j1), len(j2)):
-        ntk[i, j] = j1[i, 0] @ j2[j, 0].T
-    return ntk
+    return torch.stack([torch.stack([one[0] @ two[0].T for two in j2]) for one in j1])
 
 
 def _ntk_vector_products(model, shares1, shares2):
@@ -541,8 +526,7 @@ def _exact_cudnn(model):
 def _check(model, x, name):
     "Refuse what has no kernel, before the model is run."
     params = dict(model.named_parameters())
-    _require(any(p.requires_grad for p in params.values()),
-             "model has no trainable parameter: the NTK needs at least one with requires_grad=True")
+    _require(any(p.requires_grad for p in params.values()), "model has no trainable parameter, one with requires_grad=True")
     _require(isinstance(x, torch.Tensor), f"{name} must be a torch.Tensor of shape (N, …), got {type(x).__name__}", TypeError)
     _require(x.ndim > 0 and x.numel() > 0, f"{name} must hold at least one example, in rows, got shape {tuple(x.shape)}")
     dtypes, devices = {p.dtype for p in params.values()}, {p.device for p in params.values()}
@@ -567,13 +551,12 @@ def _forward(model, x, name, check=True):
     some = [*range(1, min(5, len(x))), -1]
     parts, again = ([x[:1], x[some]], [0, *some]) if len(x) > 1 else ([torch.cat([x, x])], [0, 0])
     versions = [p._version for p in model.parameters()]
-    with LOCK:
-        try:
-            out = model(start := x.clone())
-            with torch.no_grad():
-                alone = [model(part.clone()) for part in parts] if check else ()
-        except Exception as error:
-            raise ValueError(f"the model cannot take {name} of shape {tuple(x.shape)} and dtype {x.dtype}: {error}") from error
+    try:
+        out = model(start := x.clone())
+        with torch.no_grad():
+            alone = [model(part.clone()) for part in parts] if check else ()
+    except Exception as error:
+        raise ValueError(f"the model cannot take {name} of shape {tuple(x.shape)} and dtype {x.dtype}: {error}") from error
     _require(isinstance(out, torch.Tensor), f"the output must be one tensor (N, O), got {type(out).__name__}", TypeError)
     _require(out.ndim == 2 and len(out) == len(x) and out.shape[1] > 0, "the model's output must have shape (N, O) = "
              f"({len(x)}, O), got {tuple(out.shape)} for {name} of shape {tuple(x.shape)}")
@@ -656,8 +639,7 @@ def _square(kernel):
 def _matrix(kernel):
     kernel = torch.as_tensor(kernel).detach()
     hint = "; choose a pair of outputs, kernel[:, :, a, b]" if kernel.ndim == 4 else ""
-    _require(kernel.ndim == 2 and kernel.numel() > 0,
-             f"kernel must have two axes, (N, N), got shape {tuple(kernel.shape)}{hint}")
+    _require(kernel.ndim == 2 and kernel.numel(), f"kernel must have two axes, (N, N), got shape {tuple(kernel.shape)}{hint}")
     kernel = kernel if kernel.is_floating_point() else kernel.double()
     _require(kernel.isfinite().all(), "kernel must be finite, got NaN or infinity")
     return kernel
@@ -684,10 +666,9 @@ def infinite_width_ntk(x1, x2=None, *, hidden_layers=1, activation="relu", weigh
         2e-2 in Θ), and so do fast waves (sin: 1e-4 at K = 50) and φ that grow like exp. In chaos rounding grows with each
         layer: at 20 layers inputs that are 1e-9 apart keep six digits up to weight_std = 2.5.
 
-    Raises TypeError or ValueError: inputs that are not (N, d), differ in d, are empty, NaN or infinite; unknown activations;
-    scales out of range; kernels that overflow.
+    Raises TypeError or ValueError for inputs that are not (N, d) and finite, scales out of range, and kernels that overflow.
     """
-    _require_positive_integers(hidden_layers=hidden_layers)
+    _require_positive_ints(hidden_layers=hidden_layers)
     by_quadrature = partial(_dual_by_quadrature, _activation(activation))
     dual = by_quadrature if callable(activation) else {"relu": _relu_dual, "erf": _erf_dual}.get(activation, by_quadrature)
     _require_scales(weight_std=weight_std, bias_std=bias_std)
@@ -766,6 +747,7 @@ def _dual_by_quadrature(activation, p, q, angle):
 # 07 · Training, predicted --------------------------------------------------------------------------------------------
 
 History = namedtuple("History", "steps times losses outputs distances kernels")
+BEHIND = "it uses a parameter behind the back of functional_call"  # its outputs depend on it, but not as on the others
 
 
 def train(model, x, y, *, lr, steps, every=1, scale=1.0, kernel=False, progress=False):
@@ -788,7 +770,7 @@ def train(model, x, y, *, lr, steps, every=1, scale=1.0, kernel=False, progress=
              f"model must be a torch.nn.Module or a list of them, got {model!r}", TypeError)
     models = [model] if isinstance(model, nn.Module) else [*model]
     _require(isinstance(steps, (int, np.integer)) and steps >= 0, f"steps must be an integer, zero or more, got {steps!r}")
-    _require_positive_integers(every=every)
+    _require_positive_ints(every=every)
     for name, value in {"lr": lr, "scale": scale}.items():
         _require(isinstance(value, Real) and 0 < value < math.inf, f"{name} must be a finite number above zero, got {value!r}")
     alone = []
@@ -799,8 +781,8 @@ def train(model, x, y, *, lr, steps, every=1, scale=1.0, kernel=False, progress=
     y, shape = torch.as_tensor(y).detach().to(alone[0]), tuple(alone[0].shape)
     y = y[:, None] if shape[1] == y.ndim == 1 else y
     _require(y.shape == shape and _finite(y), f"y must be finite, a target for each output {shape}, got shape {tuple(y.shape)}")
-    with torch.inference_mode(False), torch.no_grad(), _exact_cudnn(models[0]):
-        f, params = _batch(models, x)
+    with torch.inference_mode(False), torch.no_grad(), _exact_cudnn(models[0]), sdpa_kernel(SDPBackend.MATH):
+        f, params, top = _batch(models, x)
         first, kernels = {name: p.clone() for name, p in params.items()}, []
         recorded = torch.tensor(sorted({*range(0, steps + 1, every), steps}))
         losses, distances = (alone[0].new_empty(len(recorded), len(models)) for _ in range(2))  # else each would pin `out`
@@ -811,7 +793,6 @@ def train(model, x, y, *, lr, steps, every=1, scale=1.0, kernel=False, progress=
                 if step == 0:
                     f0, bound = out, 1e6 * ((out - y).square() + y.square()).sum((1, 2))
                     _require(_close(out, torch.stack(alone)), "the models of a list must differ in their weights only")
-                    top = _largest_eigenvalue(pullback, out)
                     if lr * top > 2:
                         warnings.warn(f"lr = {lr:.3g} is above 2/λmax = {2 / top:.3g}: training will not converge as predicted",
                                       stacklevel=2)
@@ -822,7 +803,7 @@ def train(model, x, y, *, lr, steps, every=1, scale=1.0, kernel=False, progress=
                 if step % every == 0 or step == steps:
                     row = math.ceil(step / every)
                     losses[row], outputs[row] = loss, g
-                    distances[row] = sum((p - first[name]).square().flatten(1).sum(1) for name, p in params.items()).sqrt()
+                    distances[row] = sum((p - first[k]).square().reshape(len(p), -1).sum(1) for k, p in params.items()).sqrt()
                     if kernel:
                         _write_back(models, params)
                         kernels.append(torch.stack([compute_ntk(each, x) for each in models]))
@@ -831,27 +812,27 @@ def train(model, x, y, *, lr, steps, every=1, scale=1.0, kernel=False, progress=
                         p -= lr * gradient
         finally:
             _write_back(models, params)
-    series = [losses, outputs.squeeze(3), distances, torch.stack(kernels) if kernel else None]
-    if models[0] is model:
-        series = [None if s is None else s[:, 0] for s in series]
-    return History(recorded, lr * recorded.double(), *series)
+    one = 0 if models[0] is model else slice(None)  # a model by itself has no axis S
+    kernels = torch.stack(kernels)[:, one] if kernel else None
+    return History(recorded, lr * recorded.double(), losses[:, one], outputs.squeeze(3)[:, one], distances[:, one], kernels)
 
 
 def _batch(models, x):
-    "The outputs (S, N, O) of all models at x as a function of their parameters; and these, stacked along a first axis."
-    one = lambda params, others: functional_call(models[0], {**params, **others}, (x.clone(),))
+    "The outputs (S, N, O) of all models at x as a function of their parameters; these, stacked along a first axis; and λmax."
+    call = _stateless(models[0])
     try:
-        stacked, others = stack_module_state(models)
-        trainable = {name for name, p in models[0].named_parameters() if p.requires_grad}
-        params = {name: p.detach() for name, p in stacked.items() if name in trainable}
-        others.update({name: p.detach() for name, p in stacked.items() if name not in trainable})
-        f = lambda params: vmap(one)(params, others)
+        stacked, buffers = stack_module_state(models)
+        params = {name: p.detach() for name, p in stacked.items() if p.requires_grad}
+        f = lambda params: vmap(lambda state: call(state, x))({**buffers, **stacked, **params})
         if len(models) == 1:  # a single one needs no vmap, which some do not allow
-            f = lambda params: one(*({name: p[0] for name, p in group.items()} for group in (params, others)))[None]
-        f(params)
+            f = lambda params: call({name: t[0] for name, t in {**buffers, **stacked, **params}.items()}, x)[None]
+        with torch.enable_grad():
+            out, pullback = vjp(f, params)
+        _require(not out.requires_grad, BEHIND)
+        return f, params, _largest_eigenvalue(pullback, out)
     except (RuntimeError, ValueError, KeyError) as error:
-        raise ValueError(f"these models cannot be trained as one batch, train them one by one: {error}") from error
-    return f, params
+        what = "train cannot serve this model" if len(models) == 1 else "these models are not one batch, train them one by one"
+        raise ValueError(f"{what}: {error}") from error
 
 
 def _write_back(models, params):
@@ -861,18 +842,14 @@ def _write_back(models, params):
 
 
 def _largest_eigenvalue(pullback, out):
-    "λmax of Θ, over all models, by at most 20 steps of Lanczos; Θ v = J Jᵀ v is the gradient of ½ ‖Jᵀ v‖²."
-    half_square = lambda v: sum(g.square().sum() for g in pullback(v.view_as(out))[0].values()) / 2
-    v, floor, basis, images = torch.cos(torch.arange(1.0, 1 + out.numel())).to(out).view(len(out), -1), 0.0, [], []
-    for _ in range(min(20, v.shape[1])):
-        length = v.norm(dim=1, keepdim=True)
-        basis.append(torch.where(length > floor, v / length, 0))
-        images.append(v := torch.func.grad(half_square)(basis[-1]))
-        q, floor = torch.stack(basis, dim=1), 1e-5 * v.norm(dim=1, keepdim=True)
-        for _ in range(2):  # once leaves rounding, which grows
-            v = v - (q.mT @ (q @ v[:, :, None]))[:, :, 0]
-    projected = q @ torch.stack(images, dim=2)
-    return torch.linalg.eigvalsh((projected + projected.mT) / 2).max().item()
+    "λmax of Θ = J Jᵀ, over all models, by at most 20 steps of Lanczos."
+    _, push = vjp(lambda v: pullback(v)[0], torch.zeros_like(out))  # the transpose of Jᵀ
+    basis, images = [F.normalize(torch.cos(torch.arange(1.0, 1 + out.numel())).to(out).view(len(out), -1))], []
+    for _ in range(min(20, basis[0].shape[1])):
+        images.append(push(pullback(basis[-1].view_as(out))[0])[0].flatten(1))
+        basis.append(torch.linalg.qr(torch.stack([*basis, images[-1]], dim=2))[0][:, :, -1])  # orthogonal to those before
+    projected = torch.stack(basis[:-1], dim=1) @ torch.stack(images, dim=2)
+    return torch.linalg.eigvalsh((projected + projected.mT) / 2).max()  # a tensor: 2 / λmax may be 2 / 0
 
 
 def linearize(model):
@@ -890,11 +867,12 @@ def linearize(model):
 
     def f_lin(x, delta):
         _require(delta.shape == (sum(sizes),), f"Δθ must have shape ({sum(sizes)},), got {tuple(delta.shape)}")
-        moves = [d.view_as(p) for d, p in zip(delta.split(sizes), params.values())]
-        out, pullback = vjp(lambda params: functional_call(frozen, params, (x.clone(),)), params)
-        # J Δθ is the gradient of ⟨Jᵀ v, Δθ⟩ in v: two passes backward, which serve models without a forward mode, too
-        pairing = lambda v: sum((g * move).sum() for g, move in zip(pullback(v)[0].values(), moves))
-        return out.detach() + torch.func.grad(pairing)(torch.zeros_like(out))
+        moves = {name: d.view_as(p) for d, (name, p) in zip(delta.split(sizes), params.items())}
+        with torch.enable_grad():
+            out, pullback = vjp(lambda params: functional_call(frozen, params, (x.clone(),)), params)
+        _require(not out.requires_grad, f"linearize cannot serve this model: {BEHIND}")
+        _, push = vjp(lambda v: pullback(v)[0], torch.zeros_like(out))  # the transpose of Jᵀ: some have no forward mode
+        return out.detach() + push(moves)[0]
 
     return f_lin
 
@@ -908,13 +886,11 @@ def gradient_flow(ntk, targets, initial, times, *, ntk_test=None, initial_test=N
     small learning rate η is there at t = η · step. For a mean over N instead of the sum, divide t by N.
 
     ntk (N, N), targets y and initial f₀ (N,) or (N, O), times (T,), in any order, ∞ allowed → (T, N[, O]), in float64.
-    With ntk_test Θ(x, X) (M, N) and initial_test (M[, O]), the outputs off the training data as well: a pair, the second
-    (T, M[, O]). One eigendecomposition serves all times.
+    With ntk_test Θ(x, X) (M, N) and initial_test (M[, O]) a pair, the second the outputs off the training data, (T, M[, O]).
 
     Eigenvalues that are zero to the precision of the kernel's dtype are set to zero, with a warning that counts them: outputs
     do not move along their eigenvectors, and t = ∞ is the minimum-norm solution, Θ⁻¹ being the pseudo-inverse.
-    Raises ValueError for shapes that do not fit, NaN, negative times, and a kernel that is not symmetric and positive
-    semidefinite.
+    Raises ValueError for shapes that do not fit, NaN, negative times, and a kernel that is not positive semidefinite.
     """
     ntk = _square(ntk)
     eigenvalues, modes = spectrum(ntk)
@@ -941,9 +917,9 @@ def gradient_flow(ntk, targets, initial, times, *, ntk_test=None, initial_test=N
     if ntk_test is None:
         return outputs
     ntk_test, initial_test = _matrix(ntk_test).to(modes), float64(initial_test)
-    _require(ntk_test.shape == (len(initial_test), len(ntk)) and initial_test.shape[1:] == initial.shape[1:],
-             f"ntk_test must have shape (M, {len(ntk)}) and initial_test (M, …) as initial, got {tuple(ntk_test.shape)} and "
-             f"{tuple(initial_test.shape)}")
+    _require(ntk_test.shape == (len(initial_test), len(ntk)) and initial_test.shape[1:] == initial.shape[1:]
+             and _finite(initial_test), f"ntk_test must have shape (M, {len(ntk)}) and initial_test (M, …) as initial, finite, "
+             f"got {tuple(ntk_test.shape)} and {tuple(initial_test.shape)}")
     return outputs, initial_test + moved(ntk_test @ modes, learned / λ)
 
 
@@ -955,10 +931,9 @@ def set_style():
     colors = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe & Ito 2008
     styles = ["-", "--", "-.", ":", "-", "--", "-."]
     plt.rcParams.update({
-        "figure.figsize": (6, 4), "figure.dpi": 100, "figure.constrained_layout.use": True,
+        "figure.figsize": (6, 4), "figure.dpi": 100, "figure.constrained_layout.use": True, "image.cmap": "viridis",
         "font.size": 11, "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False,
-        "axes.prop_cycle": cycler(color=colors) + cycler(linestyle=styles),
-        "image.cmap": "viridis", "lines.linewidth": 1.8, "legend.frameon": False,
+        "axes.prop_cycle": plt.cycler(color=colors, linestyle=styles), "lines.linewidth": 1.8, "legend.frameon": False,
     })
 
 
@@ -977,11 +952,10 @@ def plot_kernel(kernel, *, ax=None, order=None, title=""):
         _require(permutes and kernel.shape[0] == kernel.shape[1], f"order must be a permutation of 0 … {len(kernel) - 1} for "
                  f"a square kernel, got a kernel of shape {tuple(kernel.shape)} and order of shape {tuple(order.shape)}")
         kernel = kernel[order][:, order]
-    kernel = kernel.numpy()
     ax = plt.subplots(figsize=(5, 4.2))[1] if ax is None else ax
     image = next((image for image in ax.images if image.get_label() == "kernel"), None)
     if image is None:
-        image = ax.imshow(kernel, label="kernel", interpolation="nearest")
+        image = ax.imshow(kernel.numpy(), label="kernel", interpolation="nearest")
         bar = ax.figure.colorbar(image, ax=ax)
         bar.ax.set_xlabel("kernel", labelpad=7)  # below: above it, a long title would run into it
         bar.ax.locator_params(nbins=3)
@@ -989,9 +963,9 @@ def plot_kernel(kernel, *, ax=None, order=None, title=""):
         ax.spines[:].set_visible(False)
     rows, columns = kernel.shape
     ax.set(xlabel=f"example x′, 0 to {columns - 1}", ylabel=f"example x, 0 to {rows - 1}")
-    low, top = min(0.0, float(kernel.min())), float(abs(kernel).max()) or 1.0
+    low, top = min(0.0, float(kernel.min())), float(kernel.abs().max()) or 1.0
     signed = low < -top / 4
-    image.set(data=kernel, extent=(-0.5, columns - 0.5, rows - 0.5, -0.5), clim=(-top if signed else low, top))
+    image.set(data=kernel.numpy(), extent=(-0.5, columns - 0.5, rows - 0.5, -0.5), clim=(-top if signed else low, top))
     if image.get_cmap().name != ("RdBu_r" if signed else "viridis"):  # setting it draws the colour bar anew
         image.set_cmap("RdBu_r" if signed else "viridis")
     ax.set_title(title, y=1)  # finding the best height takes as long as the picture
@@ -1020,7 +994,7 @@ def _show_words(alt):
 
 def _figure(figure):
     figure = getattr(figure, "figure", figure)
-    _require(isinstance(figure, Figure), f"expected a Matplotlib figure or axes, got {type(figure).__name__}", TypeError)
+    _require(isinstance(figure, plt.Figure), f"expected a Matplotlib figure or axes, got {type(figure).__name__}", TypeError)
     return figure
 
 
@@ -1050,7 +1024,7 @@ class Explorer(widgets.VBox):
         each starts at the default that `draw` gives its argument, if any. `controls["width"].value = 64` moves one.
 
     If `draw` raises, its message stands under the controls and the last good picture stays. Raises TypeError or ValueError
-    for controls it cannot make, that `draw` does not take, or that `alt` does not know.
+    for controls that it cannot make or `draw` does not take, and for an `alt` that names others.
     """
 
     def __init__(self, draw, alt, **controls):
@@ -1126,7 +1100,7 @@ def _png(figure):
     parts = lambda: [part for each in frame for part in each.findobj()]
     if places() != getattr(canvas, "ntk_places", None) or any(part.stale for part in parts()):
         plt.setp(content, animated=True)  # so that draw leaves it out
-        if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
+        if figure.get_constrained_layout():
             figure.get_layout_engine().set(rect=(0, 0, 0.95, 1))  # room for longer tick labels later
         canvas.draw()
         figure.set_layout_engine("none")
@@ -1198,8 +1172,7 @@ class _Question(widgets.VBox):
     def __init__(self, question, options, right):
         self.question, self.options, self.right = question, options, right
         _answered.setdefault(question, False)
-        self.buttons = [widgets.Button(description=option, layout=widgets.Layout(width="auto", height="auto"))
-                        for option in options]
+        self.buttons = [widgets.Button(description=option, layout={"width": "auto", "height": "auto"}) for option in options]
         self.reason = widgets.HTML()
         style = widgets.HTML("<style>.ntk-question .jupyter-button {text-align: left; white-space: normal}</style>")
         super().__init__([widgets.HTML(f"<b>{html.escape(question)}</b>"), *self.buttons, self.reason, style])
@@ -1284,13 +1257,13 @@ def _verdict_on_calls(function, cases):
 def _brief(value):
     if isinstance(value, (torch.Tensor, np.ndarray)):
         return f"tensor of shape {tuple(value.shape)}" if math.prod(value.shape) > 4 else str(value.tolist())
-    return f"{type(value).__name__}(…)" if isinstance(value, torch.nn.Module) else repr(value)
+    return f"{type(value).__name__}(…)" if isinstance(value, nn.Module) else repr(value)
 
 
 def _agrees(got, want):
     if want.dtype.kind in "iub":
         return got == want  # exact beyond 2⁵³, too
-    return np.abs(got - want) <= 1e-3 * np.abs(want) + 1e-5 * np.abs(want).max(initial=0)
+    return np.isclose(got, want, rtol=1e-3, atol=1e-5 * np.abs(want).max(initial=0))
 
 
 def _numbers(value):

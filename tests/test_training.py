@@ -14,6 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
+from test_compute_ntk import ZOO
+from test_helpers import MODELS
+from test_helpers import data as four_numbers
 from torch import nn
 
 from ntk_helpers import MLP, compute_ntk, get_grads, gradient_flow, linearize, spectrum, train
@@ -380,6 +383,7 @@ WRONG_FLOWS = {
     "one time": (dict(times=1.0), "times"), "half of the test data": (dict(ntk_test=torch.ones(2, 5)), "together"),
     "test kernel transposed": (dict(ntk_test=torch.ones(5, 2), initial_test=[0.0] * 2), "ntk_test"),
     "initial_test of other shape": (dict(ntk_test=torch.ones(2, 5), initial_test=[[0.0]] * 2), "ntk_test"),
+    "initial_test NaN": (dict(ntk_test=torch.ones(2, 5), initial_test=[math.nan] * 2), "ntk_test"),
 }
 
 
@@ -414,3 +418,77 @@ assert peaks[1] - peaks[0] < 100, peaks
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+# any model ------------------------------------------------------------------------------------------------------------
+
+ANY = {name: (make, four_numbers) for name, make in MODELS.items()} | ZOO
+DECLINED = {"weight read from a list", "own backward", "MLP: activation with its own backward", "embedding bag", "checkpoint",
+            "function with a closure", "function with its own weight gradient", "scripted"}
+
+
+def made(name):
+    "A model, always with the same weights, six inputs and targets."
+    make, inputs = ANY[name]
+    torch.manual_seed(0)
+    model, x = make(), inputs(6)
+    return model, x, torch.randn_like(model(x).detach())
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, about nested tensors and torch.jit; that a rate is too large
+@pytest.mark.parametrize("name", ANY)
+def test_train_is_gradient_descent_for_any_model_or_declines(name):
+    model, x, y = made(name)
+    twin, *_ = made(name)
+    before = list(model.parameters())
+    try:
+        outputs = train(model, x, y, lr=1e-3, steps=3).outputs.view(4, *y.shape)
+    except ValueError as error:
+        assert name in DECLINED and "train cannot serve this model" in str(error)
+        outputs = None
+    assert all(one is other for one, other in zip(model.parameters(), before, strict=True))
+    for step in range(4 if outputs is not None else 0):
+        out = twin(x.clone())
+        assert torch.allclose(outputs[step], out, rtol=1e-8, atol=1e-10)
+        twin.zero_grad()
+        if out.requires_grad:  # else its outputs depend on no parameter
+            ((out - y).square().sum() / 2).backward()
+        with torch.no_grad():
+            for p in twin.parameters():
+                if p.grad is not None:
+                    p -= 1e-3 * p.grad
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ANY)
+def test_the_tangent_of_any_model_has_its_outputs_and_slopes_or_is_declined(name):
+    model, x, _ = made(name)
+    try:
+        f_lin = linearize(model)
+        grads = get_grads(model, x).reshape(-1, sum(p.numel() for p in model.parameters() if p.requires_grad))
+        delta = torch.randn(grads.shape[1], dtype=torch.float64)
+        got = f_lin(x, delta)
+    except (ValueError, RuntimeError):  # deepcopy and torch.func have their limits
+        return
+    assert torch.allclose(got, model(x.clone()) + (grads @ delta).view_as(got), rtol=1e-8, atol=1e-9)
+
+
+def test_a_net_whose_kernel_is_zero_stays_as_it_is():
+    model = net(0, 3, 4)
+    for p in model.parameters():
+        torch.nn.init.constant_(p, -1.0)
+    model.lin2.bias.requires_grad_(False)
+    x, y = data()
+    outputs = train(model, x.abs(), y, lr=0.1, steps=2).outputs
+    assert torch.equal(outputs[0], outputs[2])
+
+
+def test_frozen_weights_do_not_make_the_chunks_smaller():
+    "They are no graph of an example: with them counted, 200 inputs went through the net five at a time."
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 1500), nn.ReLU(), nn.Linear(1500, 1500).requires_grad_(False), nn.ReLU(),
+                          nn.Linear(1500, 1))
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    compute_ntk(model, torch.randn(200, 4))
+    assert len(calls) < 10
