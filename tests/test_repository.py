@@ -119,10 +119,10 @@ def test_ruff_finds_nothing():
 
 
 def test_helper_module_stays_small():
-    """The design asks for under 700 lines. compute_ntk, right for any module and within its memory, takes 470 of them,
-    training and its closed form 170."""
+    """The design asks for under 700 lines. compute_ntk, right for any module and within its memory, takes 450 of them,
+    training and its closed form 180, sliders, exercises and questions 270."""
     lines = (ROOT / "ntk_helpers.py").read_text().count("\n")
-    assert lines < 1300
+    assert lines < 1275
 
 
 # its dependencies are imported first: what is left is the module's own time
