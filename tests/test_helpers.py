@@ -846,7 +846,7 @@ def with_entry(value):
     (data().to("meta"), ValueError, r"NAME must be on the model's device cpu, got meta"),
     (with_entry(math.nan), ValueError, r"NAME must be finite, got NaN or infinity"),
     (with_entry(-math.inf), ValueError, r"NAME must be finite, got NaN or infinity"),
-], ids=str)
+], ids=lambda part: part if isinstance(part, str) else None)
 def test_bad_inputs_are_refused_by_name(name, bad, error, message):
     with pytest.raises(error, match=message.replace("NAME", rf"\b{name}\b")):
         CALLS[name](mlp(4, 5), bad, data())
