@@ -857,7 +857,7 @@ def linearize(model):
 
     x (N, …), Δθ (P,) in the order of `get_grads`' columns → (N, O), as the model has it; differentiable in Δθ. What becomes of
     the model later does not change it. Source: Lee et al. 2019, arXiv:1902.06720, eq. 5.
-    Raises ValueError for Δθ of another shape, and what the model itself raises.
+    Raises ValueError for Δθ of another shape, what `compute_ntk` refuses, and what the model itself raises.
     """
     _require(isinstance(model, nn.Module), f"model must be a torch.nn.Module, got {type(model).__name__}", TypeError)
     frozen = copy.deepcopy(model)
@@ -868,7 +868,8 @@ def linearize(model):
     def f_lin(x, delta):
         _require(delta.shape == (sum(sizes),), f"Δθ must have shape ({sum(sizes)},), got {tuple(delta.shape)}")
         moves = {name: d.view_as(p) for d, (name, p) in zip(delta.split(sizes), params.items())}
-        with torch.enable_grad():
+        _check(frozen, x, "x")
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             out, pullback = vjp(lambda params: functional_call(frozen, params, (x.clone(),)), params)
         _require(not out.requires_grad, f"linearize cannot serve this model: {BEHIND}")
         _, push = vjp(lambda v: pullback(v)[0], torch.zeros_like(out))  # the transpose of Jᵀ: some have no forward mode

@@ -29,7 +29,7 @@ expect.set_options(timeout=20_000)  # the machines that run this are shared
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TOKEN = "browser-test"
-STEPS = {"00_start_here": 24}  # 4 elsewhere
+STEPS = {"00_start_here": 24}  # 12 elsewhere
 NUMBER = r"[-−]?\d+(?:\.\d+)?(?:e[-+]?\d+)?"
 PATIENCE = 300  # seconds until all cells of a notebook have run, on a machine that others use too
 FAILED_OUTPUT = ", ".join(f'.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.{kind}"]'
@@ -326,7 +326,7 @@ def test_sliders_move_the_picture(notebook, tmp_path, capsys):
                 press(notebook, handle, "End")
             for handle in handles:
                 label = handle.locator("xpath=ancestor::*[contains(@class, 'widget-slider')]").locator("label")
-                rows.append((label.text_content(), sweep(notebook, handle, STEPS.get(notebook.name, 4))))
+                rows.append((label.text_content(), sweep(notebook, handle, STEPS.get(notebook.name, 12))))
             for one, other in pairwise(handles):
                 one.focus()
                 tab_to(notebook, other)
