@@ -1,8 +1,8 @@
 """Sentences with numbers: each number stands in the code or the output of the cells beside it, and an `assert` does, too.
 
-Beside a text are the code cells before and after it, as far as the next text. A number that the code beside it sets needs no
-`assert`. Not read: what claims nothing (code, formulas, tables, citations, links, questions), exercises, which check
-themselves, the recap, and numbers up to 3 that neither a point nor a rate makes a measurement.
+Beside a text are the code cells before and after it, as far as the next text; beside the recap, all cells of the notebook.
+A number that the code beside it sets needs no `assert`. Not read: what claims nothing (code, formulas, tables, citations,
+links, questions), exercises, which check themselves, and numbers up to 3 that neither a point nor a rate makes a measurement.
 """
 
 import re
@@ -17,11 +17,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_notebooks import NAMES, PATHS
 
 NOT_READ = [
-    r"(?s)<details>.*?</details>", r"(?s)```.*?```", r"(?s)\$\$.*?\$\$", r"`[^`]*`", r"\$[^$]*\$", r"(?m)^\|.*$",
-    r"(?m)^\s*\d+\. ", r"\*\*\d+ · ", r"arXiv:[\d.]+", r"\b(?:19|20)\d\d\b",
+    r"(?s)\*\*Reference.*", r"(?s)<details>.*?</details>", r"(?s)```.*?```", r"(?s)\$\$.*?\$\$", r"`[^`]*`", r"\$[^$]*\$",
+    r"(?m)^\|.*$", r"(?m)^\s*\d+\. ", r"\*\*\d+ · ", r"arXiv:[\d.]+", r"\b(?:19|20)\d\d\b",
     r"\b(?:[Tt]heorem|[Pp]roposition|[Ll]emma|[Cc]laim|[Ff]igure|[Ss]ection|[Ee]q\.|[Nn]otebook)s? [\dA-Z][\d.]*",
     r"\[\d\d [^]]*\]\([^)]*\)", r"\]\([^)]*\)"]
-UNREAD_SECTIONS = ["## Exercises", "## The course", "## Glossary", "## Recap"]
+UNREAD_SECTIONS = ["## Exercises", "## The course", "## Glossary"]
 NUMBER = r"(?<![\w.^/₀-₉])\d[\d,]*(?<!,)(?:\.\d+)?(?: %)?(?![\w/])"
 RATE = r"\b1/(?:√|\w)|n⁻|\b(?:half|halves|third|quarter|twice|tenfold|always|never)\b"
 
@@ -62,11 +62,11 @@ def beside(cells, i):
 
 def unsettled(notebook):
     "Yield (sentence, what is missing beside it)."
-    section = ""
+    section, every_cell = "", [cell for cell in notebook.cells if cell.cell_type == "code"]
     for i, cell in enumerate(notebook.cells):
         if cell.cell_type != "markdown" or i == 0:
             continue
-        neighbours = beside(notebook.cells, i)
+        neighbours = every_cell if cell.source.startswith("## Recap") else beside(notebook.cells, i)
         source = "\n".join(code.source for code in neighbours)
         printed = "\n".join(output.get("text", "") + output.get("data", {}).get("text/plain", "")
                             for code in neighbours for output in code.outputs)
