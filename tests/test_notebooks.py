@@ -131,9 +131,9 @@ def test_rhythm(notebook):
     lines = sorted(sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in cells if cell.cell_type == "code")
     assert lines[len(lines) // 2] <= 6
     assert lines[int(0.9 * (len(lines) - 1))] <= 15
-    assert 25 <= len(cells) <= 70
+    assert 25 <= len(cells) <= 58
     text, references = re.sub(r"<details>.*?</details>", "", prose(notebook), flags=re.S).split("**Reference")
-    assert 600 <= len(re.sub(r"\$\$.*?\$\$|\$[^$\n]+\$", "formula", text, flags=re.S).split()) <= 2300 and references
+    assert 600 <= len(re.sub(r"\$\$.*?\$\$|\$[^$\n]+\$", "formula", text, flags=re.S).split()) <= 2000 and references
 
 
 def test_headings_nest(notebook):
