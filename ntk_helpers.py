@@ -302,11 +302,13 @@ def _shares(model, x, out, start, names, strict=False):
     for (node, uses), outputs in zip(layers.items(), rows):
         reduced = [torch.stack(d, -2) if len(d) > 1 else d[0].unsqueeze(-2) for d in zip(*outputs)]
         if reduced[0].ndim == 3:
-            shares += [_whole(use[0] * d if use[0] != 1 else d, name) for d, (name, use) in zip(reduced, uses.items())]
+            shares += [_whole(factor * d if factor != 1 else d, (name, axes))
+                       for d, (name, (factor, _, axes)) in zip(reduced, uses.items())]
         else:
-            [(factor, a)] = [use for use in uses.values() if use[1] is not None]
-            bias = sum(factor**2 for factor, a in uses.values() if a is None)
-            key = (*uses, "layer", factor, bias)  # a factor may differ between chunks, if the model branches
+            [(factor, a)] = [(factor, a) for factor, a, _ in uses.values() if a is not None]
+            bias = sum(factor**2 for factor, a, _ in uses.values() if a is None)
+            # all of it may differ between chunks, if the model branches on its inputs
+            key = ("layer", *((name, factor, axes) for name, (factor, _, axes) in uses.items()))
             shares.append(_Share(key, _places(a, len(x), layouts[node]), *reduced, factor**2, bias))
     if others:
         shares.append(_whole(_jacobian(model, x, others), *others))
@@ -319,7 +321,7 @@ def _whole(gradients, *key):
 
 
 def _layers(model, out, names):
-    "{node: {parameter's name: (factor, inputs)}} for the products in the graph, and the names of all others that count."
+    "{node: {parameter's name: (factor, inputs, axes)}} for the products in the graph, and the names of all others that count."
     graph, todo = {out.grad_fn: []}, [out.grad_fn]  # {node or parameter: [(a node it flows into, in which place), …]}
     while todo:
         node = todo.pop()
@@ -340,8 +342,8 @@ def _layers(model, out, names):
 
 
 def _use(p, graph):
-    "(node, factor, inputs) of the one product that the parameter enters, as it is or times a number; else (None,)."
-    node, factor = p, 1.0
+    "(node, factor, inputs, order of the axes) of the one product that the parameter enters, perhaps times a number; else (None,)."
+    node, factor, axes = p, 1.0, (*range(p.ndim),)
     while len(graph.get(node, ())) == 1:
         [(node, place)] = graph[node]
         name, shape = node.name(), node._input_metadata[0].shape
@@ -350,13 +352,15 @@ def _use(p, graph):
             a = getattr(node, kept).detach() if kept else None
             bias = name == "ConvolutionBackward0" or len(shape) > 1 and [*p.shape] == [*shape[-1:]]
             fits = (p.ndim == a.ndim if kept else bias) and not getattr(node, "_saved_transposed", False)
-            return (node, factor * getattr(node, scale, 1.0), a) if fits else (None,)
+            return (node, factor * getattr(node, scale, 1.0), a, axes) if fits else (None,)
         if (name, place) in [("MulBackward0", 0), ("MulBackward0", 1), ("DivBackward0", 0)]:
             number = node._saved_self if place else node._saved_other
             if number.ndim:
                 break
             factor = factor * number.item() if name == "MulBackward0" else factor / number.item()
-        elif name not in ("TBackward0", "PermuteBackward0"):
+        elif name in ("TBackward0", "PermuteBackward0"):
+            axes = tuple(axes[d] for d in (node._saved_dims if name == "PermuteBackward0" else range(p.ndim)[::-1]))
+        else:
             break
     return (None,)
 
@@ -366,7 +370,8 @@ def _layouts(out, layers, start):
     Row r belongs to example i if factors c_i at the outputs become a factor c_i in row r. Nodes with others are left out."""
     def pull(v):  # the gradient of the sum over examples: they do not mix, so it holds each one's own
         edges = [GradientEdge(node, 0) for node in layers]
-        grads = torch.autograd.grad(out, edges, v.expand_as(out), retain_graph=True, allow_unused=True) if edges else ()
+        # (v * out).sum(), since torch imports sympy, for seconds, as soon as it is given grad_outputs
+        grads = torch.autograd.grad((v * out).sum(), edges, retain_graph=True, allow_unused=True) if edges else ()
         grads = [out.new_zeros(node._input_metadata[0].shape) if d is None else d for node, d in zip(layers, grads)]
         return {node: d if node.name() == "ConvolutionBackward0" else d.flatten(0, -2) for node, d in zip(layers, grads)}
 
@@ -387,7 +392,7 @@ def _keeps_rows(node, layers, start):
     a = start[:0]
     while node is not None and [*node._input_metadata[0].shape[:1]] == [len(start)]:
         uses, place = layers.get(node, {}), 0
-        inputs = [a for _, a in uses.values() if a is not None]
+        inputs = [a for _, a, _ in uses.values() if a is not None]
         if inputs and len(uses) == len(node.next_functions) - 1:  # all but the inputs are parameters
             [a], place = inputs, int(node.name() == "AddmmBackward0")
         elif node.name() not in KEEP_ROWS:
@@ -405,7 +410,7 @@ def _places(rows, n, examples_first):
 def _reduced(node, uses, d, layout, n, o):
     """[D (N, T, fan_out)] for one output at a linear layer; or, where that makes for fewer operations, and for a convolution,
     the gradients (N, P) of its weight and bias."""
-    inputs = [a for _, a in uses.values()]
+    inputs = [a for _, a, _ in uses.values()]
     if node.name() == "ConvolutionBackward0":
         gradients = [_places(d.flatten(2).sum(2) if a is None else _convolution(node, a, d), n, layout) for a in inputs]
         return [g.sum(1) if g.shape[1] > 1 else g[:, 0] for g in gradients]

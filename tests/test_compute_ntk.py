@@ -516,6 +516,47 @@ def test_kernel_is_right_where_the_first_examples_are_special(name, method):
             assert_close(got, expected, 1e-9)
 
 
+def one_way_or_the_other(one, other, **shapes):
+    "A model that uses its parameters in one way for an example with a positive first entry, and in another elsewhere."
+    def forward(net, x):
+        positive = x.flatten(1)[:, 0] > 0
+        if positive.all() or not positive.any():
+            return torch.tanh((one if positive.all() else other)(net, x))
+        return torch.cat([forward(net, xi[None]) for xi in x])
+    return lambda: Own(forward, **{name: weight(*shape) for name, shape in shapes.items()})
+
+
+TWO_WAYS = {
+    "W or Wᵀ": (one_way_or_the_other(lambda net, x: x @ net.w, lambda net, x: x @ net.w.T, w=(4, 4)), real(4)),
+    "W or −W": (one_way_or_the_other(lambda net, x: x @ net.w, lambda net, x: x @ -net.w, w=(4, 3)), real(4)),
+    "W or 3 W": (one_way_or_the_other(lambda net, x: x @ net.w, lambda net, x: x @ (3 * net.w), w=(4, 3)), real(4)),
+    "weight and bias, or −bias": (one_way_or_the_other(lambda net, x: F.linear(x, net.w, net.b), lambda net, x: F.linear(
+        x, net.w, -1.0 * net.b), w=(3, 4), b=(3,)), real(4)),
+    "b or −b": (one_way_or_the_other(lambda net, x: x + net.b, lambda net, x: x - net.b, b=(4,)), real(4)),
+    "W or Wᵀ, at many places": (one_way_or_the_other(lambda net, x: (x @ net.w).sin().sum(1).reshape(len(x), -1), lambda net, x: (
+        x @ net.w.T).sin().sum(1).reshape(len(x), -1), w=(3, 3)), real(9, 3)),
+    "a filter or its transpose": (one_way_or_the_other(lambda net, x: F.conv2d(x, net.w).sum((2, 3)), lambda net, x: F.conv2d(
+        x, net.w.permute(0, 1, 3, 2)).sum((2, 3)), w=(2, 1, 2, 2)), real(1, 3, 3)),
+    "a filter or its negative": (one_way_or_the_other(lambda net, x: F.conv2d(x, net.w, net.b).sum((2, 3)), lambda net, x: F.conv2d(
+        x, -net.w, 2 * net.b).sum((2, 3)), w=(2, 1, 2, 2), b=(2,)), real(1, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", TWO_WAYS)
+def test_two_chunks_may_use_a_parameter_in_two_ways(name, method):
+    make, inputs = TWO_WAYS[name]
+    model, x = make(), inputs(8).abs()
+    x[4:] *= -1
+    expected = ntk_by_definition(model, x)
+    for got, want in [(lambda: compute_ntk(model, x, method=method, chunk_size=4), expected),
+                      (lambda: compute_ntk(model, x[:4], x[4:], method=method), expected[:4, 4:])]:
+        try:
+            assert_close(got(), want, 1e-9)
+        except ValueError as error:
+            assert method in ("layerwise", "ntk_vector_products") and f'method="{method}"' in str(error)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("method", METHODS)
 def test_reentrant_checkpoint_is_right_or_refused(method):
