@@ -1,7 +1,8 @@
-"""What stands around the mathematics: refusals in plain words, tolerances, a model left as it was found.
+"""What stands around the mathematics: refusals, tolerances, and a model left as it was found.
 
-An example has a row in the kernel where its output depends on that example and the weights alone, and
-on nothing by chance. What breaks this is refused here, with the name of the argument and what it was.
+An example has a row in the kernel where its output depends on this example and the weights alone,
+and on nothing by chance. What breaks this is refused, with the name of the argument and what it
+was.
 """
 
 import math
@@ -50,9 +51,9 @@ def is_close(got, expected):
 
 @contextmanager
 def undisturbed(model, *inputs):
-    """Give detached `inputs` that autograd can use; afterwards the model and the random state are as before.
+    """Detached `inputs` that autograd can use; afterwards model and random state are as before.
 
-    What PyTorch cannot differentiate becomes a ValueError; that memory ran out stays what it is.
+    What PyTorch cannot differentiate becomes a ValueError; running out of memory stays what it is.
     """
     require(isinstance(model, nn.Module),
             f"model must be a torch.nn.Module, got {type(model).__name__}", TypeError)
@@ -96,8 +97,8 @@ def restored(model):
 
 @contextmanager
 def exact_cudnn(model):
-    """On a GPU: convolutions without TF32, which keeps ten bits of 23, and recurrent nets without cuDNN,
-    which cannot differentiate them in eval mode."""
+    """On a GPU: convolutions without TF32, which keeps ten bits of 23, and recurrent nets without
+    cuDNN, which cannot differentiate them in eval mode."""
     cudnn = torch.backends.cudnn
     before = cudnn.enabled, cudnn.conv.fp32_precision
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
@@ -138,11 +139,11 @@ def check_inputs(x, name, dtypes, devices):
 
 
 def check_mode(module, what):
-    "Dropout and batch norm tell by themselves whether they make an output depend on more than its example."
+    "Refuse dropout and batch norm that make an output depend on more than its example."
     norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
     dropout = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
-    require(not ((norm or dropout) and module.training), f"{what} is in training mode: an example's "
-            "output then depends on the others or on chance; call model.eval() first")
+    require(not ((norm or dropout) and module.training), f"{what} is in training mode: an "
+            "example's output then depends on the others or on chance; call model.eval() first")
     require(not (norm and module.running_mean is None), f"{what} has no running statistics: an "
             "example's output then depends on the others or on chance, also after model.eval()")
 
@@ -157,8 +158,8 @@ def forward(model, x, name):
     require(isinstance(outputs, torch.Tensor),
             f"the output must be one tensor (N, O), got {type(outputs).__name__}", TypeError)
     require(outputs.ndim == 2 and len(outputs) == len(x) and outputs.shape[1] > 0,
-            f"the model's output must have shape (N, O) = ({len(x)}, O), got {tuple(outputs.shape)} "
-            f"for {name} of shape {tuple(x.shape)}")
+            f"the model's output must have shape (N, O) = ({len(x)}, O), got "
+            f"{tuple(outputs.shape)} for {name} of shape {tuple(x.shape)}")
     require(outputs.is_floating_point(),
             f"the model's output must be of a floating dtype, got {outputs.dtype}", TypeError)
     require(is_finite(outputs),
@@ -167,8 +168,8 @@ def forward(model, x, name):
 
 
 def checked_forward(model, x, name):
-    """The same, once a few examples have had the same outputs in other company: the first by itself,
-    the next four and the last without the others. A single one is put beside itself."""
+    """The same, once a few examples had the same outputs in other company: the first by itself, the
+    next four and the last without the others. A single example is put beside itself."""
     versions = [p._version for p in model.parameters()]
     outputs, start = forward(model, x, name)
     few = [*range(1, min(5, len(x))), -1]

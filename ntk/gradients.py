@@ -1,8 +1,9 @@
-"""One gradient per example: the Jacobian J of a model's outputs, and the model as a function of its weights.
+"""One gradient per example: the Jacobian J, and the model as a function of its parameters.
 
-`torch.func` differentiates functions, and a module is none: its parameters are hidden in it. So the model
-is called with other tensors in their place (`functional_call`), and `vmap` runs all examples at once.
-Where a model does not allow that, a loop of ordinary backward passes gives the same numbers.
+`torch.func` differentiates functions, and a module is none: its parameters are hidden in it. So the
+model is called with other tensors in their place (`functional_call`), and `vmap` runs all examples
+at once. Where a model does not allow that, a loop of ordinary backward passes gives the same
+numbers.
 """
 
 import threading
@@ -19,7 +20,7 @@ LOCK = threading.RLock()  # functional_call exchanges the model's own parameters
 
 
 def get_grads(model, x):
-    """The Jacobian J of the outputs with respect to the trainable parameters: one gradient per example.
+    """The Jacobian J of the outputs by the trainable parameters: one gradient per example.
 
     x (N, …) → (N, P) for a model with one output, (N, O, P) for several. The columns follow
     `model.parameters()`, a shared parameter counts once, and `.grad` is not touched. Refuses what
@@ -32,12 +33,12 @@ def get_grads(model, x):
 
 
 def jacobian(model, x, names=None):
-    "J (N, O, P) of the parameters named, or all: by `vmap`, or where the model does not allow it by a loop."
+    "J (N, O, P) of the parameters named, or all: by `vmap`, or where that fails by a loop."
     f, params = functional(model, names)
     with suppress(RuntimeError), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, on what is slow under vmap
-        if not f(params, x[0]).requires_grad:  # else it reads a parameter behind functional_call's back
-            blocks = vmap(jacrev(f), (None, 0))(params, x)  # {name: (N, O, *shape of the parameter)}
+        if not f(params, x[0]).requires_grad:  # else it reads one behind functional_call's back
+            blocks = vmap(jacrev(f), (None, 0))(params, x)  # {name: (N, O, *the parameter's shape)}
             rows = [blocks[name].reshape(*blocks[name].shape[:2], -1) for name in params]
             return torch.cat(rows, dim=2)
     return jacobian_by_loop(model, x, names)
@@ -59,7 +60,7 @@ def jacobian_by_loop(model, x, names=None):
 
 
 def functional(model, names=None):
-    "f(params, xi) → (O,), the model as a function of the parameters named, or all, and these parameters."
+    "The model as f(params, xi) → (O,) of the parameters named, or all, and these parameters."
     call = stateless(model)
     params = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     f = lambda some, xi: call({**params, **some}, xi[None])[0]

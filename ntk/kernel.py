@@ -1,8 +1,9 @@
 """The empirical NTK of any model, within a budget of memory, by one process or by many.
 
-The kernel is cut into strips of rows and chunks of columns. A chunk of examples is *prepared* once, to
-whatever its method needs: a Jacobian, or a share for each layer. Two prepared chunks are *multiplied* to a
-tile of the kernel, and tiles are added up as they come. The methods differ in these two steps alone.
+The kernel is cut into strips of rows, and its columns into chunks of examples. Chunks are
+*prepared* to what the method needs, a Jacobian or a share for each layer. The *product* of two of
+them gives tiles of the kernel, which are added up as they come. In these two steps alone the
+methods differ.
 """
 
 import math
@@ -26,39 +27,41 @@ from ntk.checks import (
     undisturbed,
 )
 from ntk.gradients import LOCK, functional, jacobian, jacobian_by_loop
-from ntk.layers import find_layers, gradient_share, gradients_at, held_bytes, shares, sum_of_shares
+from ntk.graph import find_layers, gradients_at
+from ntk.layers import gradient_share, held_bytes, shares, sum_of_shares
 
 METHODS = ("auto", "layerwise", "jacobian", "ntk_vector_products", "loop")
 MEMORY_BUDGET = 256e6  # bytes to hold besides the inputs, the parameters and the kernel
 
 
 def compute_ntk(model, x1, x2=None, *, method="auto", chunk_size=None, n_jobs=None, progress=False):
-    """The empirical NTK: Θ[i, j, a, b] = ⟨∇θ f_a(x1[i]), ∇θ f_b(x2[j])⟩ over the trainable parameters θ.
+    """The empirical NTK, Θ[i, j, a, b] = ⟨∇θ f_a(x1[i]), ∇θ f_b(x2[j])⟩, θ: trainable parameters.
 
-    x1 (N1, …), x2 (N2, …) or None for x2 = x1 → (N1, N2) for a model with one output, (N1, N2, O, O) for
-    several, with the model's dtype, on its device; exactly symmetric if x2 is None. The model is left as it
-    was, and no other thread may use it meanwhile.
+    x1 (N1, …), x2 (N2, …) or None for x2 = x1 → (N1, N2) for a model with one output, else
+    (N1, N2, O, O), with the model's dtype, on its device; exactly symmetric if x2 is None. The
+    model is left as it was, and no other thread may use it meanwhile.
 
     method
-        "auto": "layerwise" for every parameter it serves, "jacobian" for the others of the same model.
-        "layerwise": Σ over layers of (D Dᵀ) ∘ (A Aᵀ + 1), from a layer's inputs A and the gradients D at its
-            outputs, for weights and biases of linear layers and convolutions that enter the graph once.
-            Where a layer is applied at many places, its gradients are formed instead, layer by layer.
+        "auto": "layerwise" for every parameter it serves, "jacobian" for the others of the model.
+        "layerwise": Σ over layers of (D Dᵀ) ∘ (A Aᵀ + 1), from a layer's inputs A and the
+            gradients D at its outputs, for weights and biases of linear layers and convolutions
+            that enter the graph once. Where a layer is applied at many places, its gradients are
+            formed instead, layer by layer.
         "jacobian": J Jᵀ. Cost N·O backward passes and N²O²P (Novak et al. 2022, arXiv:2206.08720,
             section 3.2).
-        "ntk_vector_products": Θ v by one backward and one forward-mode pass per pair and output (same paper,
-            section 3.3).
-        "loop": the definition, one pair of gradients at a time. Slow; to learn from and to test against.
-    chunk_size: examples in a chunk; two are held, and gradients computed anew for each pair of chunks.
-        None: as many as fit into 256 MB for each process, and one if none does.
+        "ntk_vector_products": Θ v by one backward and one forward-mode pass per pair and output
+            (same paper, section 3.3).
+        "loop": the definition, pair by pair of gradients. Slow; to learn from and test against.
+    chunk_size: examples in a chunk; two are held, and gradients computed anew for each pair of
+        chunks. None: as many as fit into 256 MB for each process, and one if none does.
     n_jobs: processes that share the rows, as in `joblib.Parallel`. None: one, or what
         `joblib.parallel_config` says.
     progress: show a bar.
 
-    Raises TypeError or ValueError for a model that is not an `nn.Module`, has no trainable parameter, or
-    whose output is not (N, O), or for one example depends on the others or on chance (call `model.eval()`);
-    for inputs that are no tensors, empty, or not of the model's shape, dtype and device; for NaN or
-    infinity anywhere; and for a method that cannot serve the model.
+    Raises TypeError or ValueError for a model that is not an `nn.Module`, has no trainable
+    parameter, or whose output is not (N, O), or for one example depends on the others or on chance
+    (call `model.eval()`); for inputs that are no tensors, empty, or not of the model's shape, dtype
+    and device; for NaN or infinity anywhere; and for a method that cannot serve the model.
     """
     require(method in METHODS, f"method must be one of {METHODS}, got {method!r}")
     if chunk_size is not None:
@@ -74,7 +77,7 @@ def compute_ntk(model, x1, x2=None, *, method="auto", chunk_size=None, n_jobs=No
         if chunk_size is None:  # two chunks are held, unless one is all
             chunk_size = max(1, fit if max(n1, n2) <= fit else fit // 2)
         jobs = effective_n_jobs(n_jobs)
-        strips = 1 if jobs == 1 else 2 * jobs  # two for each process, since they are of unequal length
+        strips = 1 if jobs == 1 else 2 * jobs  # two for each, since they are of unequal length
         height = min(chunk_size, math.ceil(n1 / strips))
         work = Strip.tiles if jobs == 1 else Strip.all_tiles
         done = Parallel(n_jobs, return_as="generator_unordered")(
@@ -95,11 +98,11 @@ class Tile(NamedTuple):
 
 
 def added_up(tiles, n1, n2, symmetric, bar):
-    "The kernel (N1, N2, O, O). If it is symmetric, tiles cover the diagonal and what is right of it."
+    "The kernel (N1, N2, O, O). Of a symmetric one, tiles cover the diagonal and all to its right."
     ntk = None
     for row, column, block in tiles:
-        require(is_finite(block), "the kernel must be finite, got NaN or infinity: a gradient is not, or "
-                "is too long")
+        require(is_finite(block), "the kernel must be finite, got NaN or infinity: a gradient is "
+                "not, or is too long")
         if ntk is None:
             ntk = block.new_zeros(n1, n2, *block.shape[2:])
         height, width = block.shape[:2]
@@ -114,7 +117,7 @@ def added_up(tiles, n1, n2, symmetric, bar):
 
 
 class Strip(NamedTuple):
-    "The part of the work that one process does: rows `start` to `stop` of Θ, for the parameters named."
+    "Work for one process: the rows from `start` to `stop` of Θ, of the parameters named."
 
     model: torch.nn.Module
     method: str
@@ -215,7 +218,7 @@ def pair_by_pair(shares1, shares2):
 
 
 def vector_products(model, x1, x2, outputs):
-    "Θ (N1, N2, O, O) from products Θ v, and no Jacobian; of its first pair, compared with the definition."
+    "Θ (N1, N2, O, O) from products Θ v. Its first pair is compared with the definition."
     def block(xi, xj):
         _, pullback = vjp(lambda p: f(p, xj), params)  # v ↦ J(xj)ᵀ v
         push = lambda v: jvp(lambda p: f(p, xi), (params,), pullback(v))[1]  # v ↦ J(xi) J(xj)ᵀ v
@@ -245,10 +248,11 @@ def vector_products(model, x1, x2, outputs):
 
 
 def plan(model, method, xs):
-    """Groups of parameters' names, and how many examples fit into a chunk.
+    """Groups of parameters' names, and how many examples fit into half of the budget.
 
-    The gradients of a group take at most an eighth of the budget for an example, if one parameter's do.
-    A chunk with its graph takes at most half of it. From a rehearsal with a few of the larger examples.
+    An example's gradients of a group take at most an eighth of the budget, if one parameter's do.
+    The sizes, that of the graph among them, are those of a rehearsal with a few of the larger
+    inputs.
     """
     name, x = max(xs.items(), key=lambda item: item[1][0].numel())
     (outputs, start), graph_bytes = with_bytes_saved(model, x[:5], name)
@@ -283,7 +287,7 @@ def with_bytes_saved(model, x, name):
 
 
 def grouped(sizes, most):
-    "The names in `sizes`, {name: size}, in groups of neighbours that together have at most `most`, or are one."
+    "Names of {name: size}, in groups of neighbours: one, or several with at most `most` together."
     groups = [[]]
     for name, size in sizes.items():
         if groups[-1] and sum(sizes[other] for other in groups[-1]) + size > most:
