@@ -53,7 +53,7 @@ def ask(question, options, right):
 
 
 def score():
-    "Print how many exercises were passed, and questions answered right, of those run in this kernel."
+    "Print how many exercises were passed and questions answered right, of those in this kernel."
     print(f"Since the last restart: {sum(passed.values())} of {len(passed)} exercises passed, "
           f"{sum(answered.values())} of {len(answered)} questions answered right.")
 
