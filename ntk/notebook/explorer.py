@@ -151,7 +151,7 @@ def require_known_fields(alt, values):
 
 def control_for(name, spec, default):
     "The control that `spec` stands for, at `default` unless that is None."
-    control = widget_from(spec)
+    control = widget_for(spec)
     require(isinstance(control, widgets.ValueWidget),
             f"{name} must be a list, a tuple (min, max[, step]), a bool or a widget, got {spec!r}",
             TypeError)
@@ -168,13 +168,15 @@ def control_for(name, spec, default):
     return control
 
 
-def widget_from(spec):
+def widget_for(spec):
+    "A new widget, or the one that `spec` is; None where there is none."
     if not isinstance(spec, list):
         return widgets.interactive.widget_from_abbrev(spec)
-    if spec:
-        slider = widgets.SelectionSlider(options=spec)
-        slider.add_class("ntk-list")
-        return slider
+    if not spec:
+        return None
+    slider = widgets.SelectionSlider(options=spec)
+    slider.add_class("ntk-list")
+    return slider
 
 
 # The picture, as fast as it goes

@@ -40,8 +40,9 @@ def pixels(png):
 
 
 def saved(figure):
-    "The pixels of the whole figure, by Matplotlib. Of a copy: the figure itself would become stale."
+    "The pixels of the whole figure, by Matplotlib."
     png = io.BytesIO()
+    # of a copy: the figure itself would become stale, and a background that was kept would not show
     pickle.loads(pickle.dumps(figure)).savefig(png, format="png")
     return pixels(png.getvalue())
 
