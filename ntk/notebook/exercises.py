@@ -126,7 +126,7 @@ def verdict_on_numbers(answer, expected):
 
 
 def as_numbers(value):
-    "An array, or None for what is none of numbers."
+    "The value as an array of numbers, or None."
     try:
         is_tensor = isinstance(value, torch.Tensor)
         array = value.detach().cpu().numpy() if is_tensor else np.asarray(value)
