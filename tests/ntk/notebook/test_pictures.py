@@ -1,0 +1,210 @@
+"Pictures, held against the arrays they show, NumPy's indexing, and the pixels that are displayed."
+
+import base64
+import io
+import math
+from types import SimpleNamespace
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from IPython.core.interactiveshell import InteractiveShell
+from PIL import Image
+
+from ntk.notebook.pictures import plot_kernel, set_style, show
+
+
+def psd(n=6):
+    "A positive semi-definite kernel with entries of both signs."
+    factor = np.random.default_rng(0).normal(size=(n, 9))
+    return torch.from_numpy(factor @ factor.T)
+
+
+def pixels(ax):
+    return np.asarray(ax.images[0].get_array())
+
+
+# plot_kernel
+
+
+def test_the_kernel_is_drawn_with_title_labels_and_colour_bar():
+    ax = plot_kernel(psd(), title="six inputs")
+    assert np.allclose(pixels(ax), psd())
+    assert ax.get_title() == "six inputs"
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("example x′, 0 to 5", "example x, 0 to 5")
+    assert len(ax.figure.axes) == 2 and ax.images[0].colorbar.ax is ax.figure.axes[1]
+    assert ax.images[0].colorbar.ax.get_xlabel()
+
+
+def test_an_array_is_drawn_and_left_alone():
+    kernel = psd().numpy()
+    before = kernel.copy()
+    ax = plot_kernel(kernel, order=[5, 4, 3, 2, 1, 0])
+    assert np.allclose(pixels(ax), before[::-1, ::-1])
+    assert np.array_equal(kernel, before)
+
+
+def as_int32(order):
+    return np.array(order, dtype=np.int32)
+
+
+@pytest.mark.parametrize("given_as", [list, np.array, torch.tensor, as_int32])
+def test_rows_and_columns_are_put_in_order(given_as):
+    order = [3, 1, 5, 0, 2, 4]
+    expected = psd().numpy()[np.ix_(order, order)]
+    assert np.allclose(pixels(plot_kernel(psd(), order=given_as(order))), expected)
+
+
+def test_the_picture_that_is_there_is_updated():
+    ax = plot_kernel(torch.eye(3), title="first")
+    drawn, figure = ax.images[0], ax.figure
+    updates = {"second": 2 * psd(8), "third": torch.ones(2, 5), "": torch.ones(9, 2)}
+    for title, kernel in updates.items():
+        assert plot_kernel(kernel, ax=ax, title=title) is ax
+        assert ax.images[0] is drawn and len(ax.images) == 1 and len(figure.axes) == 2
+        assert np.allclose(pixels(ax), kernel) and ax.get_title() == title
+        rows, columns = kernel.shape
+        assert ax.get_xlim() == (-0.5, columns - 0.5)  # all of it is seen
+        assert ax.get_ylim() == (rows - 0.5, -0.5)  # and row 0 on top
+        low, high = drawn.get_clim()
+        assert low <= kernel.min() and high == pytest.approx(float(kernel.abs().max()))
+        assert drawn.colorbar.mappable is drawn and drawn.colorbar.vmax == high
+
+
+def test_the_axes_given_are_drawn_on():
+    figure, (left, right) = plt.subplots(1, 2)
+    assert plot_kernel(psd(), ax=right) is right
+    assert not left.images and plt.get_fignums() == [figure.number]
+
+
+def test_colours_run_from_zero_up():
+    image = plot_kernel(psd().abs() + 5).images[0]
+    assert image.get_clim() == pytest.approx((0, float(psd().abs().max() + 5)))
+    assert image.get_cmap().name == "viridis"
+
+
+def test_a_slightly_negative_entry_only_lowers_the_scale():
+    image = plot_kernel(torch.tensor([[4.0, -0.5], [-0.5, 4.0]])).images[0]
+    assert image.get_clim() == (-0.5, 4) and image.get_cmap().name == "viridis"
+
+
+def test_signed_kernels_are_centred_on_a_neutral_zero():
+    ax = plot_kernel(psd().abs())
+    plot_kernel(torch.tensor([[1.0, -2.0], [-2.0, 3.0]]), ax=ax)
+    image = ax.images[0]
+    assert image.get_clim() == (-3, 3)
+    assert min(image.to_rgba(0.0)[:3]) > 0.9  # nearly white
+    red, _, blue, _ = image.to_rgba(3.0)
+    assert red > blue
+    red, _, blue, _ = image.to_rgba(-3.0)
+    assert red < blue
+    plot_kernel(psd().abs(), ax=ax)
+    assert image.get_cmap().name == "viridis" and image.get_clim()[0] == 0
+
+
+@pytest.mark.parametrize("kernel", [
+    torch.zeros(3, 3), torch.ones(1, 1), torch.eye(3, dtype=torch.int64), torch.eye(3).bool(),
+    torch.eye(3).requires_grad_(),
+])
+def test_unusual_kernels_are_drawn(kernel):
+    ax = plot_kernel(kernel)
+    ax.figure.canvas.draw()
+    assert np.allclose(pixels(ax), kernel.detach())
+
+
+@pytest.mark.parametrize("size", [1e-60, 1e60])
+def test_any_finite_float64_is_drawn(size):
+    ax = plot_kernel(size * psd().abs())
+    ax.figure.canvas.draw()
+    assert ax.images[0].get_clim() == pytest.approx((0, float(size * psd().abs().max())))
+
+
+NO_PERMUTATION = "order must be a permutation of 0 … 5"
+
+
+@pytest.mark.parametrize("kernel, order, message", [
+    (psd()[0], None, r"kernel must have two axes.*got shape \(6,\)"),
+    (psd()[..., None, None], None, r"kernel\[:, :, a, b\]"),
+    (psd()[:0], None, r"kernel must have two axes.*got shape \(0, 6\)"),
+    (psd() * math.nan, None, "kernel must be finite"),
+    (psd(), [0, 1, 2], NO_PERMUTATION),
+    (psd(), [0, 1, 2, 3, 4, 4], NO_PERMUTATION),
+    (psd(), [1, 2, 3, 4, 5, 6], NO_PERMUTATION),
+    (psd(), [-1, 0, 1, 2, 3, 4], NO_PERMUTATION),
+    (psd(), [0.0, 1, 2, 3, 4, 5], NO_PERMUTATION),
+    (psd(), 3, NO_PERMUTATION),
+    (psd()[:, :5], [0, 1, 2, 3, 4, 5], r"order must be a permutation.*square.*\(6, 5\)"),
+])
+def test_a_refusal_says_what_is_wrong_and_opens_no_figure(kernel, order, message):
+    with pytest.raises(ValueError, match=message):
+        plot_kernel(kernel, order=order)
+    assert not plt.get_fignums()
+
+
+# set_style
+
+
+@pytest.fixture
+def plain_style():
+    "Afterwards Matplotlib's settings are as before."
+    with matplotlib.rc_context():
+        yield
+
+
+def test_lines_are_told_apart_by_colour_and_by_style(plain_style):
+    set_style()
+    cycle = plt.rcParams["axes.prop_cycle"].by_key()
+    pairs = list(zip(cycle["color"], cycle["linestyle"], strict=True))
+    assert len(set(pairs)) == len(pairs) == len(set(cycle["color"]))
+    assert len(set(cycle["linestyle"][:4])) == 4
+    assert plt.rcParams["image.cmap"] in ("viridis", "magma")  # perceptually uniform
+
+
+def test_the_style_can_be_set_again_and_drawn_with(plain_style):
+    set_style()
+    before = dict(plt.rcParams)
+    set_style()
+    assert dict(plt.rcParams) == before
+    plot_kernel(psd(), title="Θ(x, x′)").figure.canvas.draw()
+
+
+# show
+
+
+@pytest.fixture
+def displayed(monkeypatch):
+    "What reaches the front end: IPython's display publisher is replaced by a list."
+    messages = []
+    publisher = SimpleNamespace(publish=lambda **message: messages.append(message))
+    shell = SimpleNamespace(display_pub=publisher)
+    plt.close(plt.figure())  # pyplot's first figure asks the shell for more than this one has
+    monkeypatch.setattr(InteractiveShell, "initialized", staticmethod(lambda: True))
+    monkeypatch.setattr(InteractiveShell, "instance", staticmethod(lambda: shell))
+    return messages
+
+
+@pytest.mark.parametrize("given_as", ["axes", "figure"])
+def test_a_figure_is_displayed_once_with_its_text_and_closed(given_as, displayed, capsys):
+    figure, ax = plt.subplots(figsize=(3, 2), dpi=100, facecolor="red")
+    show(ax if given_as == "axes" else figure, "A red <card>.")
+    picture, words = displayed
+    assert picture["data"]["text/plain"] == words["data"]["text/plain"] == "A red <card>."
+    assert words["data"]["text/html"].endswith("</summary>A red &lt;card&gt;.</details>")
+    expected = {"alt": "A red <card>.", "width": 300, "height": 200}
+    assert picture["metadata"]["image/png"] == expected
+    png = io.BytesIO(base64.b64decode(picture["data"]["image/png"]))
+    image = Image.open(png).convert("RGB")
+    assert image.size == (600, 400)  # two pixels for one, for sharp screens
+    assert image.getpixel((1, 1)) == (255, 0, 0)
+    assert not plt.get_fignums()
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("wrong", [None, "figure", psd()])
+def test_what_is_no_figure_is_refused(wrong, displayed):
+    message = f"expected a Matplotlib figure or axes, got {type(wrong).__name__}"
+    with pytest.raises(TypeError, match=message):
+        show(wrong, "nothing")
+    assert not displayed
