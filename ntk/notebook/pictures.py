@@ -9,7 +9,7 @@ import torch
 from IPython.display import display
 
 from ntk.checks import require
-from ntk.reading import matrix
+from ntk.reading import checked_matrix
 
 
 def set_style():
@@ -31,7 +31,7 @@ def plot_kernel(kernel, *, ax=None, order=None, title=""):
     `labels.argsort()`. Called again with an `ax` it has drawn on, it updates the picture there: faster than drawing anew.
     Raises ValueError if the kernel is not a finite matrix, or `order` not a permutation of its rows.
     """
-    kernel = matrix(kernel).double().cpu()
+    kernel = checked_matrix(kernel).double().cpu()
     if order is not None:
         order = torch.as_tensor(order).cpu()
         permutes = not order.is_floating_point() and torch.equal(order.sort()[0], torch.arange(len(kernel)))
