@@ -239,7 +239,7 @@ def largest_eigenvalue(model, x, outputs):
 
 @pytest.mark.parametrize("outputs", [1, 3])
 @pytest.mark.parametrize("seed", range(12))
-def test_a_rate_above_the_bound_is_warned_of_before_the_first_step(seed, outputs):
+def test_a_learning_rate_above_the_bound_is_warned_of_before_the_first_step(seed, outputs):
     x, y = task(8, outputs=outputs, seed=seed)
     models = [ntk_net(seed + 10 * i, 3, 16, outputs) for i in range(3)]
     tops = [largest_eigenvalue(model, x, outputs) for model in models]
