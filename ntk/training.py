@@ -35,7 +35,7 @@ from ntk.gradients import stateless
 from ntk.kernel import compute_ntk
 from ntk.reading import checked_kernel, checked_matrix, spectrum
 
-BEHIND = "it uses a parameter behind the back of functional_call"  # unseen by vjp, not by autograd
+BEHIND = "it uses a parameter behind the back of functional_call"  # not by way of vjp
 
 
 class History(NamedTuple):
@@ -150,7 +150,7 @@ def checked_targets(y, outputs):
 
 
 def empty_history(outputs, lr, steps, every):
-    "Room for all records of outputs (S, N, O): made one by one, they pin the memory of each step."
+    "Room for all records of outputs (S, N, O). Made one by one, they would pin each step's memory."
     recorded = torch.tensor(sorted({*range(0, steps + 1, every), steps}))
     losses, distances = (outputs.new_empty(len(recorded), len(outputs)) for _ in range(2))
     room = outputs.new_empty(len(recorded), *outputs.shape)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ntk import MLP, compute_ntk, infinite_width_ntk
-from ntk.infinite import Kernels
+from ntk.infinite import Kernels, relu_dual
 from ntk.model import ACTIVATIONS
 
 # Against Neural Tangents
@@ -89,6 +89,18 @@ def exact_kernels(x1, x2, activation, hidden_layers, weight_std, bias_std):
         ntk = k + weight * slopes * ntk
         p, q = (weight * dual(variance, variance, variance)[0] + bias for variance in (p, q))
     return k, ntk
+
+
+@pytest.mark.parametrize("d", [1e-7, 1e-3, 0.05, 0.0999, 0.1001, 1.0, math.pi])
+def test_relu_keeps_all_digits_between_inputs_that_are_almost_opposite(d):
+    "sin d − d cos d, for the angle π − d, is of order d³: its two terms cancel."
+    angle = torch.tensor(math.pi - d, dtype=torch.float64)
+    one = torch.ones_like(angle)
+    product, slopes = relu_dual(one, one, angle)
+    with mp.workdps(60):
+        d = mp.mpf(math.pi - angle.item())  # as rounded
+        expected = float((mp.sin(d) - d * mp.cos(d)) / (2 * mp.pi)), float(d / (2 * mp.pi))
+    assert (product.item(), slopes.item()) == pytest.approx(expected, rel=1e-10, abs=0)
 
 
 def assert_entries_agree(kernels, exact, rtol):

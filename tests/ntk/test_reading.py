@@ -176,6 +176,7 @@ def test_alignment_ignores_the_order_of_examples():
     (psd(), [0.0, 1, 2, 3, 4, math.nan], "labels must be finite"),
     (psd(), [1] * 6, "labels must not be constant"),
     (psd(), [0.1] * 6, "labels must not be constant"),
+    (psd(9), [0.7] * 9, "labels must not be constant"),  # centred, 1e-16 of them is left
     (torch.full((6, 6), 0.1), [0, 1] * 3, "kernel must not be constant"),
     (torch.zeros(6, 6), [0, 1] * 3, "kernel must not be constant"),
 ])

@@ -3,6 +3,7 @@ integrated differential equations."""
 
 import copy
 import math
+import re
 import subprocess
 import sys
 import warnings
@@ -143,6 +144,17 @@ def test_a_list_is_trained_as_each_alone(outputs):
             torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
 
 
+def test_models_of_a_list_keep_buffers_of_their_own():
+    x, y = task()
+    models = [with_batch_norm(1), with_batch_norm(1)]
+    models[1][2].running_mean.fill_(0.5)
+    alone = [copy.deepcopy(model) for model in models]
+    expected = [train(model, x, y, lr=0.02, steps=5).outputs for model in alone]
+    history = train(models, x, y, lr=0.02, steps=5)
+    torch.testing.assert_close(history.outputs, torch.stack(expected, dim=1))
+    assert models[1][2].running_mean.eq(0.5).all()
+
+
 def test_the_kernels_recorded_are_those_of_the_steps():
     x, y = task()
     model = net()
@@ -224,11 +236,10 @@ def test_progress_shows_a_bar_only_when_asked(capsys):
 
 
 def warned_of(action):
-    "The warnings, with the file they point to."
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         action()
-    return [(str(warning.message), warning.filename) for warning in found]
+    return [str(warning.message) for warning in found]
 
 
 def largest_eigenvalue(model, x, outputs):
@@ -244,8 +255,8 @@ def test_a_learning_rate_above_the_bound_is_warned_of_before_the_first_step(seed
     models = [ntk_net(seed + 10 * i, 3, 16, outputs) for i in range(3)]
     tops = [largest_eigenvalue(model, x, outputs) for model in models]
     assert warned_of(lambda: train(models, x, y, lr=1.95 / max(tops), steps=0)) == []
-    [(message, file)] = warned_of(lambda: train(models, x, y, lr=2.05 / max(tops), steps=0))
-    assert f"2/λmax = {2 / max(tops):.2g}"[:-1] in message and file == __file__
+    [message] = warned_of(lambda: train(models, x, y, lr=2.05 / max(tops), steps=0))
+    assert f"2/λmax = {2 / max(tops):.2g}"[:-1] in message
     assert warned_of(lambda: train(models[0], x, y, lr=1.95 / tops[0], steps=0)) == []
     assert len(warned_of(lambda: train(models[0], x, y, lr=2.05 / tops[0], steps=0))) == 1
 
@@ -268,9 +279,10 @@ def test_divergence_stops_with_a_clear_error():
     x, y = task(d=2)
     top = torch.linalg.eigvalsh(x @ x.T)[-1].item()
     model = linear()
-    with (pytest.warns(UserWarning, match="above 2/λmax"),
+    with (pytest.warns(UserWarning, match="above 2/λmax") as found,
           pytest.raises(RuntimeError, match=r"diverged at step \d+.*2/λmax")):
         train(model, x, y, lr=2.2 / top, steps=10_000)
+    assert found[0].filename == __file__  # where train was called
     assert all(p.isfinite().all() for p in model.parameters())
     train(linear(), x, y, lr=1.9 / top, steps=1000)  # just below it does not
     with pytest.warns(UserWarning), pytest.raises(RuntimeError, match="diverged"):
@@ -278,6 +290,19 @@ def test_divergence_stops_with_a_clear_error():
     with pytest.warns(UserWarning), pytest.raises(RuntimeError, match="diverged"):
         # past the largest float32 at once
         train(linear().float(), x.float(), y.float(), lr=1e30, steps=100)
+
+
+@pytest.mark.filterwarnings("ignore:lr =")
+def test_training_goes_on_until_the_loss_has_grown_a_millionfold():
+    x, y = task(d=2)
+    lr, model = 2.2 / torch.linalg.eigvalsh(x @ x.T)[-1].item(), linear()
+    _, losses, outputs = descend(model, x, y, lr, 200, scale=1.0)
+    bound = 1e6 * ((outputs[0] - y).square() + y.square()).sum()
+    last = int((losses <= bound).nonzero().max())
+    assert train(copy.deepcopy(model), x, y, lr=lr, steps=last).steps[-1] == last
+    message = f"diverged at step {last + 1}, with a loss of {losses[last + 1]:.3g};"
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        train(model, x, y, lr=lr, steps=200)
 
 
 # What train refuses, and what it takes up
@@ -544,6 +569,14 @@ def test_a_singular_kernel_is_said_so_and_solved_by_the_pseudoinverse():
     torch.testing.assert_close(got[1], y - torch.linalg.matrix_exp(-ntk) @ residual)
     torch.testing.assert_close(got[2], f0 + ntk @ inverse @ residual)
     torch.testing.assert_close(got_test[2], f0_test + ntk_test @ inverse @ residual)
+
+
+def test_a_kernel_may_be_indefinite_by_no_more_than_rounding():
+    y, f0 = torch.ones(3), torch.zeros(3)
+    with pytest.warns(UserWarning, match="1 of 3"):
+        gradient_flow(torch.diag(torch.tensor([1, 1, -1e-14]).double()), y, f0, [1.0])
+    with pytest.raises(ValueError, match="semidefinite, got an eigenvalue -1e-12"):
+        gradient_flow(torch.diag(torch.tensor([1, 1, -1e-12]).double()), y, f0, [1.0])
 
 
 def test_a_kernel_of_zeros_moves_nothing():
