@@ -1,8 +1,9 @@
-"""The course's model: a fully connected net, in PyTorch's parametrization or in that of the NTK's limit.
+"""The course's model: a fully connected net, as PyTorch draws it or as the NTK's limit wants it.
 
-The two draw the same functions with different weights. PyTorch puts the width into the weights, which
-are drawn small; the NTK parametrization draws all of them from N(0, 1) and puts it into a factor before
-each layer. Training tells them apart: with the factor, the kernel has a limit at infinite width.
+Both can draw the same functions, with different weights. PyTorch puts the width into the weights,
+which are drawn small; the NTK parametrization draws all of them from N(0, 1) and puts the width
+into a factor before each layer. Training tells them apart: a step moves the weights, and the
+factor scales what that does to the outputs, so that the kernel has a limit at infinite width.
 """
 
 import torch
@@ -15,17 +16,18 @@ ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "erf": torch.erf, "gelu":
 
 
 class MLP(nn.Module):
-    """Fully connected net (N, input_dim) → (N, output_dim) with `hidden_layers` layers of `hidden_dim` units.
+    """Fully connected net (N, input_dim) → (N, output_dim); hidden layers have `hidden_dim` units.
 
-    parametrization: "standard" is PyTorch's `nn.Linear` with its default initialisation; `weight_std` and
-        `bias_std` keep their defaults. "ntk" is z = weight_std / √fan_in · W a + bias_std · b with all
-        entries of W and b from N(0, 1) (Jacot et al. 2018, arXiv:1806.07572, section 2; scales as in Lee
-        et al. 2019, arXiv:1902.06720, eq. 1).
+    parametrization: "standard" is PyTorch's `nn.Linear` with its default initialisation;
+        `weight_std` and `bias_std` keep their defaults. "ntk" is
+        z = weight_std / √fan_in · W a + bias_std · b with all entries of W and b from N(0, 1)
+        (Jacot et al. 2018, arXiv:1806.07572, section 2; scales as in Lee et al. 2019,
+        arXiv:1902.06720, eq. 1).
     activation: "relu", "tanh", "erf", "gelu", or a callable applied to each hidden layer.
 
-    The layers are `lin1`, `lin2`, …, so `parameters()` yields weight (fan_out, fan_in), bias (fan_out,),
-    weight, bias, … Raises TypeError for sizes that are not integers, ValueError for values out of range
-    or unknown names.
+    The layers are `lin1`, `lin2`, …, so `parameters()` yields weight (fan_out, fan_in), bias
+    (fan_out,), weight, bias, … Raises TypeError for sizes that are not integers, ValueError for
+    values out of range or unknown names.
     """
 
     def __init__(self, input_dim, hidden_dim, output_dim=1, *, hidden_layers=1, activation="relu",
@@ -37,7 +39,8 @@ class MLP(nn.Module):
                 f'parametrization must be "standard" or "ntk", got {parametrization!r}')
         require_scales(weight_std=weight_std, bias_std=bias_std)
         require(parametrization == "ntk" or (weight_std, bias_std) == (2**0.5, 0.0),
-                'weight_std and bias_std need parametrization="ntk": the standard one has no such scales')
+                'weight_std and bias_std need parametrization="ntk": the standard one has no such '
+                "scales")
 
         self.hidden_layers, self.parametrization = hidden_layers, parametrization
         self.weight_std, self.bias_std = weight_std, bias_std

@@ -14,7 +14,7 @@ import torch
 from IPython.display import display
 
 from ntk.checks import require
-from ntk.reading import matrix
+from ntk.reading import checked_matrix
 
 
 def set_style():
@@ -51,7 +51,7 @@ def plot_kernel(kernel, *, ax=None, order=None, title=""):
 
     Raises ValueError if the kernel is not a finite matrix, or `order` no permutation of its rows.
     """
-    kernel = matrix(kernel).double().cpu()
+    kernel = checked_matrix(kernel).double().cpu()
     if order is not None:
         kernel = reordered(kernel, torch.as_tensor(order).cpu())
     if ax is None:
