@@ -1,11 +1,13 @@
-"""How long the empirical NTK takes: python tests/benchmark_ntk.py prints one table, methods by cases, from one run.
+"""How long the empirical NTK takes: python tests/benchmark_ntk.py prints one table, from one run.
 
-The article's loop: one backward pass per example, then a dot product for each pair, N (N + 1) / 2 of them.
-torch.func, Jacobian and torch.func, products: the two functions of PyTorch's tutorial "Neural Tangent Kernels".
-compute_ntk: ours. Floor: forward, backward and Gram products alone, with half of the latter where x2 = x1.
+The article's loop: one backward pass per example, then a dot product for each pair, N (N + 1) / 2
+of them. torch.func, Jacobian and torch.func, products: the two functions of PyTorch's tutorial
+"Neural Tangent Kernels". compute_ntk: ours. Floor: forward, backward and Gram products alone, with
+half of the latter where x2 = x1.
 
-Methods take turns within a case, and the median of five turns is shown. A number after ~ was measured on a few examples
-or pairs and scaled up with N or N²; "memory" stands where the Jacobians would take more than 8 GB.
+Methods take turns within a case, and the median of five turns is shown. A number after ~ was
+measured on a few examples or pairs and scaled up with N or N²; "memory" stands where the Jacobians
+would take more than 8 GB.
 """
 
 import math
@@ -19,7 +21,7 @@ from torch import nn
 from torch.func import functional_call, jacrev, jvp, vjp, vmap
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from ntk_helpers import MLP, compute_ntk  # noqa: E402
+from ntk import MLP, compute_ntk  # noqa: E402
 
 
 class TutorialCNN(nn.Module):
@@ -27,7 +29,8 @@ class TutorialCNN(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv1, self.conv2, self.conv3 = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 3), nn.Conv2d(32, 32, 3)
+        self.conv1, self.conv2 = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 3)
+        self.conv3 = nn.Conv2d(32, 32, 3)
         self.fc = nn.Linear(21632, 10)
 
     def forward(self, x):
@@ -35,7 +38,9 @@ class TutorialCNN(nn.Module):
 
 
 def layers(model):
-    return model.layers if isinstance(model, MLP) else [model.conv1, model.conv2, model.conv3, model.fc]
+    if isinstance(model, MLP):
+        return model.layers
+    return [model.conv1, model.conv2, model.conv3, model.fc]
 
 
 def article(model, x1, x2, few=20):
@@ -56,11 +61,13 @@ def article(model, x1, x2, few=20):
     outputs, n = model(x1[:1]).shape[1], len(grads)
     pairs = len(x1) * (len(x1) + 1) / 2 if x2 is None else len(x1) * len(x2)
     gradients = len(x1) + (0 if x2 is None else len(x2))
-    return (middle - start) / n * gradients + (end - middle) / (n * (n + 1) / 2) * pairs * outputs**2, n < len(x1)
+    products = (end - middle) / (n * (n + 1) / 2) * pairs * outputs**2
+    return (middle - start) / n * gradients + products, n < len(x1)
 
 
 def functional(model):
-    return lambda p, xi: functional_call(model, p, (xi[None],))[0], {k: p.detach() for k, p in model.named_parameters()}
+    params = {k: p.detach() for k, p in model.named_parameters()}
+    return lambda p, xi: functional_call(model, p, (xi[None],))[0], params
 
 
 def jacobian_contraction(model, x1, x2):
@@ -81,7 +88,8 @@ def ntk_vector_products(model, x1, x2):
 
 
 def floor(model, x1, x2):
-    "Forward, backward for each output, and all Gram products, of inputs and of gradients or of a convolution's Jacobian."
+    """Forward, backward for each output, and all Gram products, of inputs and of gradients or of a
+    convolution's Jacobian."""
     ready, outputs = [], model(x1[:1]).shape[1]
     for x in (x1,) if x2 is None else (x1, x2):
         seen = []
@@ -115,10 +123,11 @@ def seconds(function, *arguments):
 
 
 def cases():
-    for n, sizes in [(100, (20, 10)), (300, (784, 512, 512)), (1000, (64, 512, 512)), (1797, (64, 4096, 4096))]:
+    for n, sizes in [(100, (20, 10)), (300, (784, 512, 512)), (1000, (64, 512, 512)),
+                     (1797, (64, 4096, 4096))]:
         model = MLP(sizes[0], sizes[1], hidden_layers=len(sizes) - 1)
         yield f"{n}, {'-'.join(map(str, sizes))}-1", model, torch.rand(n, sizes[0]), None
-    yield "20×5, the tutorial's CNN", TutorialCNN(), torch.rand(20, 3, 32, 32), torch.rand(5, 3, 32, 32)
+    yield "20×5, the tutorial's CNN", TutorialCNN(), *(torch.rand(n, 3, 32, 32) for n in (20, 5))
 
 
 def measure(model, x1, x2):
@@ -128,17 +137,20 @@ def measure(model, x1, x2):
     few = max(1, min(len(x1), int(2e8 / size)))
     few_pairs = x1[:min(few, 5)], others[:min(few, 5)]
     scale = len(x1) * len(others) / len(few_pairs[0]) / len(few_pairs[1])
-    turns = {"the article's loop": [], "torch.func, Jacobian": [], "torch.func, products": [], "compute_ntk": [], "floor": []}
+    turns = {"the article's loop": [], "torch.func, Jacobian": [], "torch.func, products": [],
+             "compute_ntk": [], "floor": []}
     compute_ntk(model, x1[:2])
     for _ in range(5):
         turns["compute_ntk"].append(seconds(compute_ntk, model, x1, x2))
         turns["floor"].append(seconds(floor, model, x1, x2))
         if size * (len(x1) + len(others)) < 8e9:
             turns["torch.func, Jacobian"].append(seconds(jacobian_contraction, model, x1, x2))
-        turns["torch.func, products"].append(scale * seconds(ntk_vector_products, model, *few_pairs))
+        products = seconds(ntk_vector_products, model, *few_pairs)
+        turns["torch.func, products"].append(scale * products)
         turns["the article's loop"].append(article(model, x1, x2, few=min(20, few))[0])
     scaled = {"torch.func, products": scale > 1, "the article's loop": min(20, few) < len(x1)}
-    return {name: (statistics.median(t), scaled.get(name, False)) if t else None for name, t in turns.items()}
+    return {name: (statistics.median(t), scaled.get(name, False)) if t else None
+            for name, t in turns.items()}
 
 
 def cell(result):
@@ -153,14 +165,14 @@ def cell(result):
 def main():
     torch.manual_seed(0)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32\n")
-    print("| N, sizes | article's loop | torch.func, Jacobian | torch.func, products | compute_ntk | floor | ours / floor "
-          "| best torch.func / ours |\n|" + "---|" * 8)
+    print("| N, sizes | article's loop | torch.func, Jacobian | torch.func, products | compute_ntk "
+          "| floor | ours / floor | best torch.func / ours |\n|" + "---|" * 8)
     for name, model, x1, x2 in cases():
         r = measure(model, x1, x2)
         ours = r["compute_ntk"][0]
         best = min(r[m][0] for m in ("torch.func, Jacobian", "torch.func, products") if r[m])
-        print(f"| {name} |", " | ".join(map(cell, r.values())), f"| {ours / r['floor'][0]:.2f} | {best / ours:,.3g} |",
-              flush=True)
+        print(f"| {name} |", " | ".join(map(cell, r.values())),
+              f"| {ours / r['floor'][0]:.2f} | {best / ours:,.3g} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
-"""compute_ntk, and what is made of its kernels, on a GPU: the zoo against the double loop on the CPU, devices, memory and
-random state. Skipped on a machine without one."""
+"""compute_ntk on a GPU: the zoo against the double loop on the CPU, devices, memory, random state.
+
+And what is made of its kernels there. Skipped on a machine without a GPU.
+"""
 
 import copy
+import itertools
 import math
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from test_compute_ntk import ZOO, case
-from test_helpers import METHODS, assert_close, data, mlp, ntk_by_definition, same_start
+from definitions import METHODS, assert_close, data, may_decline, mlp, ntk_by_definition
 from torch import nn
+from zoo import CONVOLUTIONS, OWN, SEQUENCES, ZOO, example
 
+from ntk.kernel import MEMORY_BUDGET
 from ntk_helpers import (
-    MEMORY_BUDGET,
     MLP,
     alignment,
     check,
@@ -27,26 +30,22 @@ from ntk_helpers import (
     train,
 )
 
-OWN_START = same_start  # the fixture, used by every test here
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own, about nested tensors, forward mode and torch.jit
+# torch has warnings of its own, about nested tensors and torch.jit
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", CONVOLUTIONS | SEQUENCES | OWN)
 def test_kernel_of_the_zoo_is_right_or_declined(name, method):
-    _, x1, x2, one, two = case(name)
+    _, x1, x2, among_x1, x1_with_x2 = example(name)
     torch.manual_seed(0)
-    model = ZOO[name][0]().cuda()  # made anew: not every model can be copied
-    for chunk_size in None, 2:
-        try:
-            got = [compute_ntk(model, x1.cuda(), method=method, chunk_size=chunk_size),
-                   compute_ntk(model, x1.cuda(), x2.cuda(), method=method, chunk_size=chunk_size)]
-        except ValueError as error:
-            assert method in ("layerwise", "ntk_vector_products") and f'method="{method}"' in str(error)
-            continue
-        for kernel, expected in zip(got, (one, two)):
+    model = ZOO[name].make().cuda()  # made anew: not every model can be copied
+    for chunk_size, (inputs, expected) in itertools.product(
+            (None, 2), [((x1.cuda(),), among_x1), ((x1.cuda(), x2.cuda()), x1_with_x2)]):
+        with may_decline(method):
+            kernel = compute_ntk(model, *inputs, method=method, chunk_size=chunk_size)
             assert kernel.is_cuda
             assert_close(kernel.cpu(), expected, 1e-7)  # the old weight_norm is off by 2e-8
 
@@ -60,8 +59,8 @@ def test_inputs_on_another_device_are_refused(where):
 
 def test_float32_loses_no_more_than_float32_does():
     "Convolutions, too, for which cuDNN would take ten bits (TF32) unless told otherwise."
-    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.AvgPool2d(4), nn.Flatten(),
-                          nn.Linear(64 * 9, 2)).cuda()
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(),
+                          nn.AvgPool2d(4), nn.Flatten(), nn.Linear(64 * 9, 2)).cuda()
     x = torch.randn(6, 3, 16, 16).cuda()
     expected = ntk_by_definition(copy.deepcopy(model).double(), x.double()).cpu()
     for method in METHODS:
@@ -88,7 +87,8 @@ def test_memory_is_bounded_by_budget_and_kernel():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         kernel = compute_ntk(model, x if method == "auto" else x[:200], method=method)
-        assert torch.cuda.max_memory_allocated() - before < 2 * MEMORY_BUDGET + 3 * kernel.nbytes
+        extra = torch.cuda.max_memory_allocated() - before
+        assert extra < 2 * MEMORY_BUDGET + 3 * kernel.nbytes
 
 
 def test_what_is_made_of_kernels_takes_them_from_the_gpu():
@@ -99,7 +99,8 @@ def test_what_is_made_of_kernels_takes_them_from_the_gpu():
     assert_close(cosine(ntk).cpu(), cosine(kernel))
     assert_close(spectrum(ntk).eigenvalues.cpu(), spectrum(kernel).eigenvalues)
     assert abs(alignment(ntk, labels) - alignment(kernel, labels.cpu())) < 1e-9
-    for got, expected in zip(infinite_width_ntk(x.cuda(), activation="erf"), infinite_width_ntk(x, activation="erf")):
+    limit_there, limit = (infinite_width_ntk(z, activation="erf") for z in (x.cuda(), x))
+    for got, expected in zip(limit_there, limit):
         assert_close(got.cpu(), expected)
     plot_kernel(ntk)
     plt.close("all")
@@ -113,13 +114,17 @@ def test_check_takes_an_answer_from_the_gpu(capsys):
 @pytest.mark.parametrize("several", [False, True])
 def test_training_and_its_prediction_are_those_of_the_cpu(several):
     x, y, times = data(6), data(6)[:, 0], torch.tensor([0.0, 1.0, math.inf])
-    models = [mlp(4, 16, activation="tanh", parametrization="ntk") for _ in range(3 if several else 1)]
+    models = [mlp(4, 16, activation="tanh", parametrization="ntk")
+              for _ in range(3 if several else 1)]
     there = [copy.deepcopy(model).cuda() for model in models]
     ntk, out = compute_ntk(models[0], x), models[0](x)[:, 0].detach()
     delta = data(sum(p.numel() for p in models[0].parameters()), 1)[:, 0]
-    assert_close(linearize(there[0])(x.cuda(), delta.cuda()).detach().cpu(), linearize(models[0])(x, delta).detach())
-    assert_close(gradient_flow(ntk.cuda(), y.cuda(), out.cuda(), times.cuda()).cpu(), gradient_flow(ntk, y, out, times), 1e-8)
-    pair = [train(m if several else m[0], x.to(d), y.to(d), lr=0.05, steps=30, every=10, kernel=True)
-            for m, d in ((models, "cpu"), (there, "cuda"))]
+    tangent_there = linearize(there[0])(x.cuda(), delta.cuda())
+    assert_close(tangent_there.detach().cpu(), linearize(models[0])(x, delta).detach())
+    flow_there = gradient_flow(ntk.cuda(), y.cuda(), out.cuda(), times.cuda())
+    assert_close(flow_there.cpu(), gradient_flow(ntk, y, out, times), 1e-8)
+    pair = [train(m if several else m[0], x.to(device), y.to(device), lr=0.05, steps=30, every=10,
+                  kernel=True)
+            for m, device in ((models, "cpu"), (there, "cuda"))]
     assert_close(pair[1].outputs.cpu(), pair[0].outputs, 1e-8)
     assert_close(pair[1].kernels.cpu(), pair[0].kernels, 1e-8)

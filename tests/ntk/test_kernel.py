@@ -1,0 +1,469 @@
+"""compute_ntk: every method against the double loop over gradients, for MLPs and for the zoo.
+
+Then chunks, threads and progress; and how the work is cut to fit the memory.
+"""
+
+import copy
+import itertools
+import random
+import threading
+import time
+import warnings
+from types import SimpleNamespace
+
+import joblib
+import pytest
+import torch
+from definitions import (
+    GENERAL,
+    METHODS,
+    Net,
+    assert_close,
+    assert_untouched,
+    data,
+    may_decline,
+    mlp,
+    ntk_by_definition,
+    reference,
+    two_layers,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from zoo import WRONG_UNDER_VMAP, ZOO, example
+
+from ntk import MLP, compute_ntk
+from ntk.kernel import Chunk, Tile, added_up, grouped, plan, slabs, with_bytes_saved
+from ntk.layers import gradient_share
+
+
+def is_symmetric(ntk):
+    "To the last bit: Θ(x′, x) = Θ(x, x′)ᵀ."
+    return torch.equal(ntk, ntk.T if ntk.ndim == 2 else ntk.permute(1, 0, 3, 2))
+
+
+# An MLP
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["erf", "relu"])
+def test_kernel_is_that_of_neural_tangents(name, method):
+    model, arrays = reference(name)
+    expected = arrays["ntk"][:, :, 0, 0] if name == "erf" else arrays["ntk"]
+    assert_close(compute_ntk(model, arrays["x1"], arrays["x2"], method=method), expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("two", [False, True], ids=["x2 None", "x2 given"])
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("parametrization", ["standard", "ntk"])
+def test_kernel_is_the_double_loop_over_gradients(parametrization, outputs, two, method):
+    scales = {"weight_std": 1.2, "bias_std": 0.3} if parametrization == "ntk" else {}
+    model = mlp(4, 6, outputs, hidden_layers=2, activation="gelu",
+                parametrization=parametrization, **scales)
+    x1, x2 = data(5), data(3) if two else None
+    ntk = compute_ntk(model, x1, x2, method=method)
+    assert_close(ntk, ntk_by_definition(model, x1, x2))
+    assert ntk.dtype == torch.float64 and not ntk.requires_grad
+    assert two or is_symmetric(ntk)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_float32_kernel_is_float32_right_and_exactly_symmetric(method):
+    model, x = MLP(20, 50, hidden_layers=2), torch.randn(12, 20)
+    ntk = compute_ntk(model, x, method=method)
+    assert ntk.dtype == torch.float32 and is_symmetric(ntk)
+    assert_close(ntk, ntk_by_definition(copy.deepcopy(model).double(), x.double()), 1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("frozen", ["lin1", "lin2", "lin3", "lin1.weight", "lin2.bias"])
+def test_only_trainable_parameters_count(frozen, method):
+    model, x = mlp(4, 6, 2, hidden_layers=2), data()
+    part = model.get_parameter(frozen) if "." in frozen else model.get_submodule(frozen)
+    part.requires_grad_(False)
+    assert_close(compute_ntk(model, x, method=method), ntk_by_definition(model, x))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_smallest_sizes(method):
+    model, x1, x2 = mlp(1, 1), data(1, 1), data(3, 1)
+    assert_close(compute_ntk(model, x1, method=method), ntk_by_definition(model, x1))
+    assert_close(compute_ntk(model, x1, x2, method=method), ntk_by_definition(model, x1, x2))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_kernel_does_not_need_grad_mode(mode, method):
+    model, x = mlp(4, 5), data()
+    expected = ntk_by_definition(model, x)
+    with mode():
+        made_here = x * 1  # an inference tensor in one of the modes
+        assert_close(compute_ntk(model, made_here, method=method), expected)
+        assert not torch.is_grad_enabled()
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_default_dtype_may_be_float64(method):
+    torch.set_default_dtype(torch.float64)
+    try:
+        model, x = MLP(4, 5, parametrization="ntk"), torch.randn(5, 4)
+        assert_close(compute_ntk(model, x, method=method), ntk_by_definition(model, x))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_weights_may_change_between_calls():
+    model, x = mlp(4, 5), data()
+    before = compute_ntk(model, x)
+    with torch.no_grad():
+        model.lin1.weight += 1
+    after = compute_ntk(model, x)
+    assert_close(after, ntk_by_definition(model, x))
+    assert not torch.allclose(before, after)
+
+
+# Any model
+
+HANDFUL = ["conv", "lstm", "layer norm", "tied weights", "own backward", "MLP: PReLU",
+           "places, time by time", "transformer, norm first", "embedding bag",
+           "own NTK parametrization", "routed to experts"]
+SEEN_WRONG = pytest.mark.xfail(
+    strict=True, reason="what vmap returns is not compared with anything: PReLU's gradient is "
+                        "wrong in a chunk with as many examples as outputs")
+
+
+def marks(name, method):
+    if name in ("MLP: PReLU", "MLP: tied, with PReLU") and method in ("auto", "jacobian"):
+        yield SEEN_WRONG
+    if method != "auto" and name not in HANDFUL:
+        yield pytest.mark.slow
+
+
+EVERY_METHOD = [pytest.param(name, method, id=f"{name}-{method}", marks=[*marks(name, method)])
+                for name, method in itertools.product(ZOO, METHODS)]
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, about nested tensors and torch.jit
+@pytest.mark.parametrize("name, method", EVERY_METHOD)
+def test_kernel_of_any_model_is_right_or_declined(name, method):
+    model, x1, x2, among_x1, x1_with_x2 = example(name)
+    once = method == "loop" and name not in HANDFUL  # slow, and chunks are the same for all models
+    for chunk_size in (None,) if once else (None, 2):
+        with may_decline(method):
+            ntk = compute_ntk(model, x1, method=method, chunk_size=chunk_size)
+            assert_close(ntk, among_x1)
+            assert is_symmetric(ntk) and not ntk.requires_grad
+        with may_decline(method):
+            ntk = compute_ntk(model, x1, x2, method=method, chunk_size=chunk_size)
+            assert_close(ntk, x1_with_x2)
+
+
+@pytest.mark.parametrize("method", [
+    pytest.param("auto", marks=SEEN_WRONG), pytest.param("jacobian", marks=SEEN_WRONG),
+    "layerwise", "ntk_vector_products", "loop"])
+@pytest.mark.parametrize("name", WRONG_UNDER_VMAP)
+def test_kernel_is_right_where_the_gradients_of_vmap_are_not(name, method):
+    model, x = WRONG_UNDER_VMAP[name].make(), WRONG_UNDER_VMAP[name].inputs(5)
+    with may_decline(method):
+        assert_close(compute_ntk(model, x, method=method), ntk_by_definition(model, x))
+
+
+@pytest.mark.parametrize("method", GENERAL)
+def test_inputs_may_be_integers(method):
+    model = nn.Sequential(nn.Embedding(7, 3), nn.Flatten(), nn.Tanh(), nn.Linear(9, 2)).double()
+    x1, x2 = torch.randint(0, 7, (5, 3)), torch.randint(0, 7, (2, 3))
+    assert_close(compute_ntk(model, x1, x2, method=method), ntk_by_definition(model, x1, x2))
+
+
+def test_sparse_gradients_are_gradients():
+    model = nn.Sequential(nn.Embedding(7, 3, sparse=True), nn.Flatten(), nn.Linear(6, 2)).double()
+    x, dense = torch.randint(0, 7, (4, 2)), copy.deepcopy(model)
+    dense[0].sparse = False
+    assert_close(compute_ntk(model, x), ntk_by_definition(dense, x))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", METHODS)
+def test_reentrant_checkpoint_is_right_or_refused(method):
+    "With it torch.autograd.grad fails, so that the kernel expected is that without it."
+    def checkpointed(net, x):
+        hidden = lambda z: torch.tanh(net.second(z))
+        z = checkpoint(hidden, torch.tanh(net.first(x)), use_reentrant=True)
+        return net.last(z)
+
+    plain = Net(lambda net, x: net.last(torch.tanh(net.second(torch.tanh(net.first(x))))),
+                second=nn.Linear(4, 4))
+    model, x = Net(checkpointed, second=nn.Linear(4, 4)), data()
+    model.load_state_dict(plain.state_dict())
+    with assert_untouched(model):
+        try:
+            got = compute_ntk(model, x, method=method)
+        except ValueError:
+            return
+    assert_close(got, ntk_by_definition(plain, x))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["LSTM, both ways", "two transformer layers"])
+def test_torch_has_nothing_to_warn_of(name, method):
+    model, x1, _, among_x1, _ = example(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with may_decline(method):
+            assert_close(compute_ntk(model, x1, method=method), among_x1)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("arguments, error, message", [
+    ({"method": "fast"}, ValueError, "method must be one of .*layerwise.*got 'fast'"),
+    ({"method": None}, ValueError, "method must be one of .*got None"),
+    ({"chunk_size": 0}, ValueError, "chunk_size must be a positive integer, got 0"),
+    ({"chunk_size": -2}, ValueError, "chunk_size must be a positive integer, got -2"),
+    ({"chunk_size": 2.0}, TypeError, "chunk_size must be a positive integer, got 2.0"),
+    ({"chunk_size": True}, TypeError, "chunk_size must be a positive integer, got True"),
+    ({"n_jobs": 0}, ValueError, "n_jobs must be None or an integer other than 0, got 0"),
+    ({"n_jobs": 1.5}, (ValueError, TypeError),
+     "n_jobs must be None or an integer other than 0, got 1.5"),
+    ({"n_jobs": True}, (ValueError, TypeError),
+     "n_jobs must be None or an integer other than 0, got True"),
+])
+def test_bad_arguments_are_refused_by_name(arguments, error, message):
+    with pytest.raises(error, match=message):
+        compute_ntk(mlp(4, 5), data(), **arguments)
+
+
+@pytest.mark.parametrize("method", GENERAL)
+def test_kernel_is_never_nan(method):
+    def root_at_zero(net, x):  # where its slope is infinite
+        return (net.last(x) - net.last(x).detach()).square().sqrt()
+
+    with pytest.raises(ValueError, match="finite"):
+        compute_ntk(Net(root_at_zero), data(), method=method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_kernel_is_never_infinite(method):
+    model = MLP(4, 5)
+    with torch.no_grad():
+        model.lin2.weight *= 1e30  # the outputs are finite in float32, the kernel is not
+    with pytest.raises(ValueError, match="finite"):
+        compute_ntk(model, torch.randn(5, 4), method=method)
+
+
+# Chunks
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("chunk_size", [1, 3, 100])
+@pytest.mark.parametrize("two", [False, True], ids=["x2 None", "x2 given"])
+def test_chunks_give_the_same_kernel(two, chunk_size, method):
+    model, x1, x2 = mlp(4, 5, 2), data(7), data(4) if two else None
+    ntk = compute_ntk(model, x1, x2, method=method, chunk_size=chunk_size)
+    assert_close(ntk, ntk_by_definition(model, x1, x2))
+    assert two or is_symmetric(ntk)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bytes_to_hold", [1, 3e3])
+def test_a_small_budget_gives_the_same_kernel(bytes_to_hold, method, monkeypatch):
+    "By groups of few parameters, single examples and single rows."
+    monkeypatch.setattr("ntk.kernel.MEMORY_BUDGET", bytes_to_hold)
+    model, x1, x2 = mlp(4, 5, 2), data(5), data(2)
+    ntk = compute_ntk(model, x1, method=method)
+    assert_close(ntk, ntk_by_definition(model, x1))
+    assert is_symmetric(ntk)
+    assert_close(compute_ntk(model, x1, x2, method=method), ntk_by_definition(model, x1, x2))
+
+
+def counted():
+    "A net, and a list that gets the number of examples of each of its passes."
+    passes = []
+
+    def forward(net, x):
+        passes.append(len(x))
+        return two_layers(net, x)
+
+    return Net(forward), passes
+
+
+@pytest.mark.parametrize("n1, n2", [(1, 300), (300, 1)])
+def test_one_input_against_many_is_one_pass_and_not_many(n1, n2):
+    model, passes = counted()
+    compute_ntk(model, data(n1), data(n2))
+    assert len(passes) < 20
+
+
+def test_no_pass_has_more_examples_than_a_chunk():
+    model, passes = counted()
+    compute_ntk(model, data(20), chunk_size=3)
+    assert max(passes[2:]) == 3  # after those that look at the model, with five examples
+
+
+def test_frozen_weights_do_not_make_the_chunks_smaller():
+    "They are no graph of an example: with them counted, 200 inputs took forty passes."
+    model = nn.Sequential(nn.Linear(4, 1500), nn.ReLU(),
+                          nn.Linear(1500, 1500).requires_grad_(False), nn.ReLU(),
+                          nn.Linear(1500, 1))
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    compute_ntk(model, torch.randn(200, 4))
+    assert len(calls) < 10
+
+
+# Threads and progress
+
+
+@pytest.mark.parametrize("method", [
+    "auto", "jacobian", "loop", pytest.param("ntk_vector_products", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("norm", [nn.Identity, lambda: nn.LayerNorm(4)],
+                         ids=["one way", "two ways in one model"])
+def test_threads_that_share_a_model_do_not_disturb_each_other(norm, method):
+    def slow(net, x):
+        time.sleep(0.003)  # so that threads meet inside the model
+        return net.last(torch.tanh(net.norm(net.first(x))))
+
+    class SlowToTell(Net):
+        def named_parameters(self, *args, **kwargs):
+            time.sleep(0.005 * random.random())
+            return super().named_parameters(*args, **kwargs)
+
+    model, x = SlowToTell(slow, norm=norm()), data(6)
+    before, expected = list(model.parameters()), ntk_by_definition(model, x)
+    with joblib.parallel_config(backend="threading"):
+        ntk = compute_ntk(model, x, method=method, n_jobs=4, chunk_size=1)
+    assert all(p is q for p, q in zip(before, model.parameters()))
+    assert_close(ntk, expected)
+
+
+class FailsInAThread(Net):
+    def __init__(self):
+        super().__init__(two_layers)
+        self.home, self.ticks = threading.get_ident(), itertools.count(1)
+
+    def forward(self, x):
+        time.sleep(0.01)
+        if threading.get_ident() != self.home and next(self.ticks) == 5:
+            raise KeyError("not here")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("method", ["auto", "jacobian"])
+def test_model_is_left_as_it_was_after_an_exception_in_a_thread(method):
+    model, x = FailsInAThread(), data(8)
+    with (assert_untouched(model), joblib.parallel_config(backend="threading"),
+          pytest.raises((KeyError, ValueError))):
+        compute_ntk(model, x, n_jobs=2, chunk_size=1, method=method)
+
+
+def test_progress_shows_a_bar_only_when_asked(capsys):
+    model, x = mlp(4, 5), data(6)
+    assert_close(compute_ntk(model, x, chunk_size=2, progress=True), ntk_by_definition(model, x))
+    assert "100%" in capsys.readouterr().err
+    compute_ntk(model, x, chunk_size=2)
+    out, err = capsys.readouterr()
+    assert not out and not err
+
+
+# How the work is cut
+
+
+@pytest.mark.parametrize("most, expected", [
+    (100, [["a", "b", "c", "d"]]),
+    (10, [["a", "b", "c", "d"]]),
+    (9, [["a", "b", "c"], ["d"]]),
+    (5, [["a", "b"], ["c", "d"]]),
+    (4, [["a"], ["b"], ["c"], ["d"]]),
+    (1, [["a"], ["b"], ["c"], ["d"]]),
+])
+def test_names_are_grouped_until_a_group_is_full(most, expected):
+    assert grouped({"a": 3, "b": 2, "c": 4, "d": 1}, most) == expected
+
+
+@settings(derandomize=True, database=None, deadline=None)
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=12), st.integers(1, 40))
+def test_groups_hold_each_name_once_and_no_more_than_fits(sizes, most):
+    sizes = {f"p{i}": size for i, size in enumerate(sizes)}
+    groups = grouped(sizes, most)
+    assert list(itertools.chain(*groups)) == list(sizes)
+    assert all(len(group) == 1 or sum(map(sizes.get, group)) <= most for group in groups)
+    for group, after in itertools.pairwise(groups):
+        assert sum(map(sizes.get, group)) + sizes[after[0]] > most  # no group too early
+
+
+@pytest.mark.parametrize("rows, columns, outputs, height", [
+    (10, 10, 1, 64),      # all at once
+    (300, 10, 1, 64),
+    (1600, 10, 1, 200),   # an eighth
+    (300, 40_000, 1, 50),  # 2 million entries
+    (300, 400, 10, 50),
+    (3, 4_000_000, 1, 1),
+])
+def test_slabs_are_all_rows_in_order_and_products_with_them_small(rows, columns, outputs, height):
+    x, gradients = torch.arange(rows), torch.arange(rows).view(rows, 1, 1)
+    chunk = Chunk(x, outputs, [gradient_share((), gradients)])
+    others = Chunk(torch.empty(columns, 0), outputs, [])
+    found = list(slabs(chunk, others))
+    assert [start for _, start in found] == list(range(0, rows, height))
+    assert torch.equal(torch.cat([slab.x for slab, _ in found]), x)
+    assert torch.equal(torch.cat([slab.shares[0].gradients for slab, _ in found]).flatten(), x)
+
+
+def test_tiles_of_a_symmetric_kernel_are_mirrored():
+    j = data(5, 2, 9)
+    ntk = torch.einsum("iap,jbp->ijab", j, j)
+    on_and_right_of_the_diagonal = [
+        Tile(0, 0, ntk[:2, :3]), Tile(0, 3, ntk[:2, 3:]),
+        Tile(2, 2, ntk[2:4, 2:]), Tile(4, 4, ntk[4:, 4:])]
+    entries = []
+    bar = SimpleNamespace(update=entries.append)
+    assert_close(added_up(on_and_right_of_the_diagonal, 5, 5, symmetric=True, bar=bar), ntk)
+    assert sum(entries) == 25
+
+
+def test_tiles_of_several_groups_add_up():
+    ntk, entries = data(4, 3, 2, 2), []
+    tiles = [Tile(0, 0, ntk[:3]), Tile(3, 0, ntk[3:, :2]), Tile(3, 2, ntk[3:, 2:])]
+    bar = SimpleNamespace(update=entries.append)
+    assert_close(added_up(tiles * 3, 4, 3, symmetric=False, bar=bar), 3 * ntk)
+    assert sum(entries) == 3 * 12
+
+
+# bytes for an example: the inputs of both layers; and the Jacobian of two outputs
+GRAPH = (4 + 4) * 8
+J = (4 * 4 + 4 + 4 * 2 + 2) * 2 * 8
+
+
+def test_bytes_saved_are_those_of_the_graph_without_parameters():
+    (outputs, _), saved = with_bytes_saved(Net(two_layers), data(7), "x1")
+    assert saved == 7 * GRAPH and outputs.shape == (7, 2)
+
+
+@pytest.mark.parametrize("method, expected", [
+    ("jacobian", 128e6 / (GRAPH + J)), ("loop", 128e6 / (GRAPH + J)),
+    ("ntk_vector_products", 128e6 / GRAPH),
+    ("auto", 128e6 / (GRAPH + (4 + 2) * 2 * 8)),  # D at both layers
+])
+def test_a_chunk_fills_half_of_the_budget(method, expected):
+    model, x = Net(two_layers), data(9)
+    groups, fit = plan(model, method, {"x1": x, "x2": x[:1]})
+    assert groups == [["first.weight", "first.bias", "last.weight", "last.bias"]]
+    assert fit == int(expected)
+
+
+@pytest.mark.parametrize("n, expected", [(20, 20), (21, 10)])
+def test_two_chunks_are_held_unless_one_is_all(n, expected, monkeypatch):
+    monkeypatch.setattr("ntk.kernel.MEMORY_BUDGET", 2 * 20 * (GRAPH + J))  # for twenty examples
+    model, passes = counted()
+    compute_ntk(model, data(n), method="jacobian")
+    assert max(passes) == expected
+
+
+def test_parameters_with_large_gradients_come_by_themselves(monkeypatch):
+    monkeypatch.setattr("ntk.kernel.MEMORY_BUDGET", 8 * 16 * (4 * 4 + 4 - 1))
+    groups, _ = plan(Net(two_layers), "jacobian", {"x1": data(9)})
+    assert groups == [["first.weight"], ["first.bias", "last.weight", "last.bias"]]
