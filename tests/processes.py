@@ -1,8 +1,8 @@
-"""Processes that tests start: commands, and a Python from which the course's furniture is hidden.
+"""Processes that tests start: commands, and a Python from which Jupyter and Matplotlib are hidden.
 
-A process that only computes kernels needs neither Jupyter nor Matplotlib. To be sure, it runs with a
-`sitecustomize.py` on its path, which Python imports before anything else: an import of what is hidden
-then fails as if it were not installed, in the processes that this one starts, too.
+A process that only computes kernels needs neither Jupyter nor Matplotlib. To be sure, it runs with
+a `sitecustomize.py` on its path, which Python imports before anything else: an import of what is
+hidden then fails as if it were not installed, in the processes that this one starts, too.
 """
 
 import os
