@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from playwright.sync_api import sync_playwright
+from processes import HANG
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
              "--disable-background-networking", "--disable-component-update"]
@@ -20,3 +21,14 @@ def browser():
         browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def new_page(browser):
+    "Opens a page that waits, for whatever it is told to do, as long as that takes."
+    def new_page(**options):
+        page = browser.new_page(**options)
+        page.set_default_timeout(1000 * HANG)
+        return page
+
+    return new_page
