@@ -236,7 +236,7 @@ def plain_figure(page):
     return page.evaluate(TIME_CODE, f"exec({PLAIN_FIGURE!r}, {{}})")
 
 
-def test_sliders_move_the_picture(notebook, tmp_path, capsys):
+def test_sliders_move_the_picture(notebook, tmp_path, tell):
     rows, plain = [], []
     with screenshot(notebook, tmp_path):
         explorers = count_explorers(notebook.committed)
@@ -254,13 +254,12 @@ def test_sliders_move_the_picture(notebook, tmp_path, capsys):
                 one.focus()
                 tab_to(notebook, other)
         assert_no_error(notebook)
-    with capsys.disabled():
-        print(f"\n{notebook.name}: milliseconds from key press to new picture "
-              f"(plain figure {statistics.median(plain):.0f}, load {os.getloadavg()[0]:.1f})")
-        for label, times in rows:
-            print(f"  {label:20} {len(times):3} steps   median {statistics.median(times):4.0f}   "
-                  f"95th percentile {sorted(times)[math.ceil(0.95 * len(times)) - 1]:4.0f}   "
-                  f"under 100 ms: {sum(ms < 100 for ms in times)}")
+    tell(f"{notebook.name}: milliseconds from key press to new picture "
+         f"(plain figure {statistics.median(plain):.0f}, load {os.getloadavg()[0]:.1f})")
+    for label, times in rows:
+        tell(f"  {label:20} {len(times):3} steps   median {statistics.median(times):4.0f}   "
+             f"95th percentile {sorted(times)[math.ceil(0.95 * len(times)) - 1]:4.0f}   "
+             f"under 100 ms: {sum(ms < 100 for ms in times)}")
     # against a mistake: none takes longer than a plain figure
     assert all(statistics.median(times) < 10 * statistics.median(plain) for _, times in rows)
 
@@ -317,13 +316,12 @@ def test_readable_in_light_and_dark(notebook, tmp_path):
             assert found == []
 
 
-def test_fits_on_binder(notebook, lab, capsys):
+def test_fits_on_binder(notebook, lab, tell):
     "After all cells, sliders and questions: 1 GB is what Binder guarantees."
     server, kernel = lab.peak_memory()
     opening, running = notebook.seconds
-    with capsys.disabled():
-        print(f"\n{notebook.name}: open in {opening:.1f} s, run in {running:.1f} s; "
-              f"peak memory: kernel {kernel:.2f} GiB, server {server:.2f} GiB")
+    tell(f"{notebook.name}: open in {opening:.1f} s, run in {running:.1f} s; "
+         f"peak memory: kernel {kernel:.2f} GiB, server {server:.2f} GiB")
     assert 0.1 < kernel < 0.93  # a GB in GiB
     assert kernel + server < 1.11  # 1.2 GB
 

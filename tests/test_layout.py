@@ -118,12 +118,11 @@ print(after_torch - start, process_time() - before)
 
 
 @pytest.mark.slow
-def test_import_adds_little_to_that_of_torch(capsys):
+def test_import_adds_little_to_that_of_torch(tell):
     "In time of the processor, which other programs do not prolong; the first of three may compile."
     runs = [python("-c", CPU_TIMES, cwd=ROOT).split() for _ in range(3)]
     torch_alone, ours = (min(map(float, times)) for times in zip(*runs))
-    with capsys.disabled():
-        print(f"\nimport ntk: {1000 * ours:.0f} ms, besides {1000 * torch_alone:.0f} ms for torch")
+    tell(f"import ntk: {1000 * ours:.0f} ms, besides {1000 * torch_alone:.0f} ms for torch")
     assert ours < torch_alone / 10
 
 

@@ -179,12 +179,9 @@ def test_a_paper_is_referred_to_in_one_form():
             assert forms.setdefault(number or form, form) == form, path.name
 
 
-def test_readme_links_resolve_and_list_every_notebook():
+def test_readme_lists_every_notebook():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)\s]+)\)", text)
-    for link in links:
-        if not link.startswith(("http", "#")):
-            assert (ROOT / link).exists(), link
     assert all(f"notebooks/{name}" in links for name in NAMES)
     assert badges(repository(), NAMES[0]) in text
 

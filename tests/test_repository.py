@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from course import PATHS, ROOT, code, read
-from processes import HANG, run
+from processes import HANG, python, run
 
 REQUIREMENTS = ["requirements.txt", "tests/requirements.txt", "binder/requirements.txt"]
 PYTHON_FIRST = f"{Path(sys.executable).parent}:/usr/bin:/bin"  # a PATH: `python` is this one
@@ -135,7 +135,21 @@ def test_binder_post_build_ends_with_an_error_if_a_step_fails(name, binder):
     assert run("binder/postBuild", cwd=binder, env={"PATH": PYTHON_FIRST}).returncode
 
 
-# CI
+# Tests, and CI
+
+
+@pytest.mark.slow
+def test_quick_tests_run_the_first_notebook_and_no_other():
+    said = python("-m", "pytest", "notebooks", "-m", "not slow", "--collect-only", "-q", cwd=ROOT)
+    assert set(re.findall(r"(\w+)\.ipynb::", said)) == {PATHS[0].stem}
+
+
+@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md"])
+def test_links_resolve_and_the_quick_tests_are_told(path):
+    text = (ROOT / path).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        assert link.startswith(("http", "#")) or (ROOT / link.partition("#")[0]).exists(), link
+    assert '.venv/bin/python -m pytest -m "not slow" -n 2' in text
 
 
 @pytest.mark.slow
