@@ -16,7 +16,7 @@ import ntk_helpers
 
 FLOORS = [  # from the ground up; a file imports from the floors below its own
     ["ntk.checks"],
-    ["ntk.model", "ntk.gradients", "ntk.reading"],
+    ["ntk.model", "ntk.gradients", "ntk.graph", "ntk.reading"],
     ["ntk.layers", "ntk.infinite"],
     ["ntk.kernel"],
     ["ntk.training"],
