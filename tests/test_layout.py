@@ -35,8 +35,8 @@ def module_of(path):
 
 PACKAGE = sorted((ROOT / "ntk").rglob("*.py"))
 FILES = {module_of(path): path for path in [*PACKAGE, ROOT / "ntk_helpers.py"]}
-NUMERICS = [name for name in FILES if FLOOR.get(name, 0) <= FLOOR["ntk"]]
 FURNITURE = [name for name in FILES if name.startswith("ntk.notebook")]
+NUMERICS = [name for name in FILES if name not in [*FURNITURE, "ntk_helpers"]]
 
 
 def imports(node, inside=False):
