@@ -52,7 +52,7 @@ def python(*arguments, **options):
 
 
 def without_jupyter(folder, *paths):
-    "The environment of a Python with `paths` on its path and Jupyter hidden, by a file in `folder`."
+    "The environment of a Python that finds `paths`, but not Jupyter, by a file in `folder`."
     hide = folder / "hide"
     hide.mkdir()
     (hide / "sitecustomize.py").write_text(HIDE)
