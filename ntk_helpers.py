@@ -1,10 +1,30 @@
-"""The helper module of the neural tangent kernel course."""
+"""The helper module of the course: every name a notebook may use, beside the one that teaches it.
 
-from ntk import (
-    MLP, alignment, compute_ntk, cosine, get_grads, gradient_flow, infinite_width_ntk, linearize, spectrum, train)
-from ntk.notebook.exercises import ask, check, score
-from ntk.notebook.explorer import Explorer
-from ntk.notebook.pictures import plot_kernel, set_style, show
+They stand in the order in which the course teaches them. To read one, open its file: `ntk.kernel`
+is ntk/kernel.py. What is computed is in ntk/, what you see and click in ntk/notebook/. A script of
+your own that needs no pictures imports the package: `from ntk import compute_ntk`.
+"""
 
-__all__ = ["MLP", "Explorer", "alignment", "ask", "check", "compute_ntk", "cosine", "get_grads", "gradient_flow",
-           "infinite_width_ntk", "linearize", "plot_kernel", "score", "set_style", "show", "spectrum", "train"]
+from ntk.notebook.pictures import set_style      # 00_start_here
+from ntk.notebook.pictures import show           # 00_start_here
+from ntk.notebook.pictures import plot_kernel    # 00_start_here, and how to read it: 04_heatmap
+from ntk.notebook.explorer import Explorer       # 00_start_here
+from ntk.notebook.exercises import ask           # 00_start_here
+from ntk.notebook.exercises import check         # 00_start_here
+from ntk.notebook.exercises import score         # 00_start_here
+from ntk.model import MLP                        # 01_model
+from ntk.gradients import get_grads              # 02_gradients
+from ntk.kernel import compute_ntk               # 03_ntk, and what it costs: 11_fast_ntk
+from ntk.reading import spectrum                 # 03_ntk
+from ntk.reading import cosine                   # 04_heatmap
+from ntk.reading import alignment                # 04_heatmap
+from ntk.infinite import infinite_width_ntk      # 05_infinite_width
+from ntk.training import train                   # 07_training
+from ntk.training import gradient_flow           # 07_training
+from ntk.training import linearize               # 07_training
+
+__all__ = [
+    "set_style", "show", "plot_kernel", "Explorer", "ask", "check", "score",
+    "MLP", "get_grads", "compute_ntk", "spectrum", "cosine", "alignment",
+    "infinite_width_ntk", "train", "gradient_flow", "linearize",
+]

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 from playwright.sync_api import sync_playwright
+from processes import HANG
 
 matplotlib.use("agg")
 pytest.register_assert_rewrite("definitions")  # so that its asserts show what they compared
@@ -38,3 +39,14 @@ def browser():
         browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def new_page(browser):
+    "Opens a page that waits, for whatever it is told to do, as long as that takes."
+    def new_page(**options):
+        page = browser.new_page(**options)
+        page.set_default_timeout(1000 * HANG)
+        return page
+
+    return new_page

@@ -1,7 +1,9 @@
-"""Run notebooks with other seeds and say which of their assertions fail: `python tests/other_seeds.py [--seeds 20] [NAME…]`.
+"""Run notebooks with other seeds and say which of their assertions fail.
 
-NAME is the start of a file name (`03`, say); without one, all notebooks are run. Every seed that a notebook sets is moved,
-by 1000, 2000, …, and nothing else is changed. A claim that fails for one of them is true of a seed, not of the kernel.
+`python tests/other_seeds.py [--seeds 20] [NAME…]`, where NAME is the start of a file name (`03`,
+say); without one, all notebooks are run. Every seed that a notebook sets is moved, by 1000, 2000,
+and so on, and nothing else is changed. A claim that fails for one of them is true of a seed, not of
+the kernel.
 """
 
 import argparse
@@ -15,21 +17,20 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-import nbformat
-from refresh_notebooks import ROOT
-from test_notebooks import code, plain
+from course import PATHS, code, plain, read
 
 
 class Record(ast.NodeTransformer):
-    "Wraps each assert, so that one that fails is noted and the next line runs; moves each random_state."
+    "Wraps each assert, so that its failure is noted and the next line runs; moves random_state."
 
     def __init__(self, shift):
         self.shift = shift
 
     def visit_Assert(self, node):
-        handler = ast.parse(f"try: pass\nexcept AssertionError: FAILED.append({ast.unparse(node)!r})").body[0]
-        handler.body = [node]
-        return handler
+        note = f"FAILED.append({ast.unparse(node)!r})"
+        [guarded] = ast.parse(f"try: pass\nexcept AssertionError: {note}").body
+        guarded.body = [node]
+        return guarded
 
     def visit_keyword(self, node):
         if node.arg == "random_state":
@@ -38,7 +39,7 @@ class Record(ast.NodeTransformer):
 
 
 def failures(path, shift):
-    "Texts of the assertions that fail, with all seeds moved by `shift`; an error ends with its own text."
+    "The assertions that fail, as text, with all seeds moved by `shift`; an error comes last."
     import matplotlib
     import numpy as np
     import torch
@@ -46,14 +47,18 @@ def failures(path, shift):
     matplotlib.use("agg")
     manual_seed, default_rng = torch.manual_seed, np.random.default_rng
     torch.manual_seed = lambda seed: manual_seed(seed + shift)
-    # libraries pass other things than numbers
-    np.random.default_rng = lambda seed=None: default_rng(seed + shift if isinstance(seed, int) else seed)
+
+    def moved_rng(seed=None):
+        return default_rng(seed + shift if isinstance(seed, int) else seed)  # None, from a library
+
+    np.random.default_rng = moved_rng
     os.chdir(path.parent)
     names = {"FAILED": []}
-    for cell in code(nbformat.read(path, as_version=4)):
+    for cell in code(read(path)):
         tree = ast.fix_missing_locations(Record(shift).visit(ast.parse(plain(cell.source))))
         try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            with (contextlib.redirect_stdout(io.StringIO()),
+                  contextlib.redirect_stderr(io.StringIO())):
                 exec(compile(tree, path.name, "exec"), names)
         except Exception as error:
             return [*names["FAILED"], f"{type(error).__name__}: {error} in\n{cell.source}"]
@@ -64,9 +69,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=[""], metavar="NAME")
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--shift", type=int, help=argparse.SUPPRESS)  # one run, in a process of its own
+    parser.add_argument("--shift", type=int, help=argparse.SUPPRESS)  # one run, in its own process
     arguments = parser.parse_args()
-    paths = [path for path in sorted((ROOT / "notebooks").glob("*.ipynb")) if path.name.startswith(tuple(arguments.names))]
+    paths = [path for path in PATHS if path.name.startswith(tuple(arguments.names))]
     if arguments.shift is not None:
         print(*failures(paths[0], arguments.shift), sep="\0", end="")
         return
@@ -79,7 +84,8 @@ def main():
     shifts = [1000 * k for k in range(1, arguments.seeds + 1)]
     with ThreadPoolExecutor(2) as pool:
         for path in paths:
-            failed = Counter(text for texts in pool.map(partial(run, path), shifts) for text in texts if text)
+            runs = pool.map(partial(run, path), shifts)
+            failed = Counter(text for texts in runs for text in texts if text)
             print(f"{path.name}: {sum(failed.values())} failures in {len(shifts)} runs", flush=True)
             for text, count in failed.most_common():
                 print(f"  {count:3} × {text}", flush=True)

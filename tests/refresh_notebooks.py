@@ -1,21 +1,26 @@
-"""Run notebooks in fresh kernels and write them back in one normal form: `python tests/refresh_notebooks.py [NAME…]`.
+"""Run notebooks in fresh kernels and write them back in one normal form.
 
-NAME is the start of a file name (`03`, say); without one, all notebooks are run. A second run changes nothing but pictures
-that really changed. Badges and clone addresses, here and in README.md, are written from README's `[repository]:` line.
+`python tests/refresh_notebooks.py [NAME…]`, where NAME is the start of a file name (`03`, say);
+without one, all notebooks are run. A second run changes nothing but pictures that really changed.
+Badges and clone addresses, here and in README.md, are written from README's `[repository]:` line.
 """
 
 import base64
 import os
 import re
 import sys
-from pathlib import Path
 
 import nbformat
+from course import PATHS, ROOT, code, read
+from kernels import AsyncSocketKernelManager
 from nbclient import NotebookClient
+from processes import HANG
 
-ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / ".github" / "pictures"
 ADDRESS = re.compile(r"^\[repository\]: https://github\.com/(\S+)$", re.M)
+KERNEL = {"kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python",
+                         "name": "python3"},
+          "language_info": {"name": "python"}}
 
 
 def repository():
@@ -32,24 +37,21 @@ def badges(repo, name):
 
 def with_addresses(text, repo, name):
     "`text` with its line of badges and its clone address as they should be."
-    text = re.sub(r"^(BADGES|\[!\[Open in Binder\].*)$", lambda _: badges(repo, name), text, flags=re.M)
+    line = r"^(BADGES|\[!\[Open in Binder\].*)$"
+    text = re.sub(line, lambda _: badges(repo, name), text, flags=re.M)
     return re.sub(r"(?<=--depth 1 )https://github\.com/\S+", f"https://github.com/{repo}", text)
 
 
-def execute(notebook):
-    "Every cell in a fresh kernel, in the notebooks' folder; the first error stops."
-    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
-    where = {"metadata": {"path": ROOT / "notebooks"}}
-    NotebookClient(notebook, timeout=120, kernel_name="python3", resources=where).execute()
+def client(notebook):
+    "Runs every cell in a fresh kernel, in the notebooks' folder; the first error stops."
+    return NotebookClient(notebook, kernel_name="python3", timeout=HANG, startup_timeout=HANG,
+                          kernel_manager_class=AsyncSocketKernelManager,
+                          resources={"metadata": {"path": ROOT / "notebooks"}})
 
 
 def normalise(notebook):
-    notebook.metadata = {
-        "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    for count, cell in enumerate(code, start=1):
+    notebook.metadata = KERNEL
+    for count, cell in enumerate(code(notebook), start=1):
         cell.execution_count = count
         cell.metadata.pop("execution", None)  # timings
         if cell.source.startswith("ask("):  # it tells the answer: JupyterLab folds it
@@ -65,7 +67,8 @@ def joined(outputs):
     "Pieces of one stream arrive as they were flushed, differently each time: join them."
     result = []
     for output in outputs:
-        if result and output.output_type == "stream" == result[-1].output_type and output.name == result[-1].name:
+        name = output.get("name")  # stdout or stderr: only a stream has one
+        if name and result and result[-1].get("name") == name:
             result[-1].text += output.text
         else:
             result.append(output)
@@ -73,12 +76,13 @@ def joined(outputs):
 
 
 def refresh(path, repo):
-    notebook = nbformat.read(path, as_version=4)
+    notebook = read(path)
     for cell in notebook.cells:
         cell.source = with_addresses(cell.source, repo, path.name)
-    timings = {cell.id: cell.outputs for cell in notebook.cells if "NBVAL_IGNORE_OUTPUT" in cell.source and cell.outputs}
-    execute(notebook)
-    for cell in notebook.cells:
+    timings = {cell.id: cell.outputs for cell in code(notebook)
+               if "NBVAL_IGNORE_OUTPUT" in cell.source and cell.outputs}
+    client(notebook).execute()
+    for cell in code(notebook):
         if cell.id in timings:  # a new number would say nothing new
             cell.outputs = timings[cell.id]
     normalise(notebook)
@@ -89,18 +93,21 @@ def refresh(path, repo):
 
 def explorer_picture(notebook):
     "The first explorer's picture, for the table in README."
-    outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
-    return base64.b64decode(next(d["image/png"] for d in outputs if d.get("text/plain", "").startswith("Explorer(")))
+    shown = (output.get("data", {}) for cell in code(notebook) for output in cell.outputs)
+    explorer = next(data for data in shown if data.get("text/plain", "").startswith("Explorer("))
+    return base64.b64decode(explorer["image/png"])
 
 
 def main(names):
-    paths = sorted((ROOT / "notebooks").glob("*.ipynb"))
-    chosen = [path for path in paths if not names or path.name.startswith(tuple(names))]
+    chosen = [path for path in PATHS if not names or path.name.startswith(tuple(names))]
     if not chosen:
-        sys.exit(f"no notebook starts with {' or '.join(names)}: there are {', '.join(p.name for p in paths)}")
+        sys.exit(f"no notebook starts with {' or '.join(names)}: "
+                 f"there are {', '.join(path.name for path in PATHS)}")
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else the kernel warns of frozen modules
     repo = repository()
     readme = ROOT / "README.md"
-    readme.write_text(with_addresses(readme.read_text(encoding="utf-8"), repo, "00_start_here.ipynb"), encoding="utf-8")
+    text = with_addresses(readme.read_text(encoding="utf-8"), repo, PATHS[0].name)
+    readme.write_text(text, encoding="utf-8")
     for path in chosen:
         print(path.name, flush=True)
         refresh(path, repo)

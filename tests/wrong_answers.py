@@ -1,6 +1,7 @@
-"""Wrong answers to the exercises that ask for code, and what `check` must say to each: likely mistakes, not nonsense.
+"""Wrong answers to the exercises that ask for code, and what `check` must say to each.
 
-Notebook → (how the exercise's cell begins, a wrong answer in place of the `...`, a pattern of the verdict).
+They are likely mistakes, not nonsense. Notebook → (how the exercise's cell begins, a wrong answer
+in place of the `...`, a pattern of the verdict).
 """
 
 WRONG = {
@@ -34,12 +35,14 @@ def my_grads(model, x):
 """, r"the sum over the examples"),
         ("def my_grads", """
 def my_grads(model, x):
+    weights = [p for name, p in model.named_parameters() if "bias" not in name]
     rows = []
     for xi in x:
-        pieces = torch.autograd.grad(model(xi[None]).squeeze(), [p for n, p in model.named_parameters() if "bias" not in n])
+        pieces = torch.autograd.grad(model(xi[None]).squeeze(), weights)
         rows.append(torch.cat([piece.flatten() for piece in pieces]))
     return torch.stack(rows)
-""", r"expected shape \(5, 221\), got \(5, 210\) \(columns are missing: all parameters in it, biases, too\?\)"),
+""", r"expected shape \(5, 221\), got \(5, 210\) "
+             r"\(columns are missing: all parameters in it, biases, too\?\)"),
         ("def recover", """
 def recover(wrong):
     return torch.diff(wrong, dim=0)
@@ -61,8 +64,10 @@ def ntk_without_bias(x, W1, w2):
     h = torch.relu(x @ W1.T)
     return h @ h.T
 """, r"5 of 9 entries differ, first \[0, 0\].*Tried: ntk_without_bias\(tensor of shape \(3, 20\)"),
-        ("three_outputs =", "square = ntk_blocks.reshape(24, 24)", r"entries differ, first \[0, 3\]"),
-        ("three_outputs =", "square = ntk_blocks.permute(2, 0, 3, 1).reshape(24, 24)", r"entries differ, first \[0, 1\]"),
+        ("three_outputs =", "square = ntk_blocks.reshape(24, 24)",
+         r"entries differ, first \[0, 3\]"),
+        ("three_outputs =", "square = ntk_blocks.permute(2, 0, 3, 1).reshape(24, 24)",
+         r"entries differ, first \[0, 1\]"),
         ("largest =", "largest = 353", r"353 is too large"),
         ("zeros =", "zeros = 0", r"0 is too small"),
     ],

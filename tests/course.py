@@ -1,0 +1,37 @@
+"""The notebooks as files: where they are, and what is in them."""
+
+import re
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[1]
+PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NAMES = [path.name for path in PATHS]
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def prose(notebook):
+    return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def outputs(notebook):
+    return [output for cell in code(notebook) for output in cell.outputs]
+
+
+def plain(source):
+    "A cell's source without its shell commands."
+    return re.sub(r"^(\s*)[!%].*", r"\1pass", source, flags=re.M)
+
+
+def count_explorers(notebook):
+    "How many explorers its committed outputs show."
+    texts = [output.get("data", {}).get("text/plain", "") for output in outputs(notebook)]
+    return sum(text.startswith("Explorer(") for text in texts)

@@ -1,0 +1,130 @@
+"""JupyterLab on a copy of the course, without outputs: a server with settings of its own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+import nbformat
+from course import PATHS, ROOT, code, read
+from processes import HANG
+
+TOKEN = "browser-test"
+
+# at 400 the picture takes as long as there is a file called hold
+TWO_EXPLORERS = """
+import sys
+import time
+from pathlib import Path
+sys.path.insert(0, "..")
+import matplotlib.pyplot as plt
+from IPython.display import display
+from ntk_helpers import Explorer
+
+for name in ("one", "other"):
+    figure, axes = plt.subplots(figsize=(3, 2))
+    plt.close(figure)
+
+    def draw(value=0, axes=axes):
+        axes.set_title(f"drawn with {value}")
+        while value == 400 and Path("hold").exists():
+            time.sleep(0.02)
+        return axes
+
+    display(Explorer(draw, name + " at {value}: {title}", value=(0, 400)))
+"""
+
+
+class Lab:
+    "A server and all it writes, in `folder`; its kernels talk over sockets, not over ports."
+
+    def __init__(self, folder):
+        self.root, self.log = folder / "root", folder / "jupyterlab.log"
+        copy_course(self.root)
+        settings = folder / "config/lab/user-settings/@jupyterlab/apputils-extension"
+        settings.mkdir(parents=True)
+        (settings / "notification.jupyterlab-settings").write_text(
+            '{"fetchNews": "false", "checkForUpdates": false}')  # or a pop-up asks
+        self.runtime = tempfile.TemporaryDirectory(prefix="lab-")  # a socket's path must be short
+        folders = {"JUPYTER_CONFIG_DIR": folder / "config", "JUPYTER_DATA_DIR": folder / "data",
+                   "IPYTHONDIR": folder / "ipython", "JUPYTER_RUNTIME_DIR": self.runtime.name}
+        command = [
+            sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root",
+            "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", f"--IdentityProvider.token={TOKEN}",
+            f"--ServerApp.root_dir={self.root}", "--LabApp.expose_app_in_browser=True",
+            "--KernelManager.transport=ipc"]
+        with self.log.open("w") as log:
+            self.server = subprocess.Popen(
+                command, env={**os.environ, **{name: str(path) for name, path in folders.items()}},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+
+    def request(self, path, method="GET"):
+        token = {"Authorization": f"token {TOKEN}"}
+        request = urllib.request.Request(self.url + path, method=method, headers=token)
+        with urllib.request.urlopen(request, timeout=HANG) as response:
+            return json.loads(response.read() or "null")
+
+    def wait(self):
+        "Until the server has written down its address, and answers."
+        about = Path(self.runtime.name) / f"jpserver-{self.server.pid}.json"
+        deadline = time.monotonic() + HANG
+        while time.monotonic() < deadline and self.server.poll() is None:
+            with suppress(OSError, ValueError):  # no file, half a file, no answer
+                self.url = json.loads(about.read_text())["url"].rstrip("/")
+                return self.request("/api/status")
+            time.sleep(0.2)
+        raise RuntimeError(f"JupyterLab did not start:\n{self.log.read_text()}")
+
+    def transports(self):
+        "By what its kernels talk, as it told each of them."
+        files = Path(self.runtime.name).glob("kernel-*.json")
+        return [json.loads(file.read_text())["transport"] for file in files]
+
+    def shut_down_kernels(self):
+        for session in self.request("/api/sessions"):
+            self.request(f"/api/sessions/{session['id']}", method="DELETE")
+
+    def peak_memory(self):
+        "The most memory the server and its kernels ever held, in GiB: two numbers."
+        processes, server = list(statuses()), self.server.pid
+        return [sum(int(process["VmHWM"].split()[0]) for process in processes
+                    if int(process[whose]) == server) / 2**20 for whose in ("Pid", "PPid")]
+
+    def stop(self):
+        self.server.terminate()
+        try:
+            self.server.wait(30)
+        except subprocess.TimeoutExpired:
+            self.server.kill()
+            self.server.wait()
+        self.runtime.cleanup()
+
+
+def statuses():
+    "What Linux says of every process that has memory."
+    for path in Path("/proc").glob("[0-9]*/status"):
+        with suppress(OSError):
+            status = dict(line.split(":", 1) for line in path.read_text().splitlines())
+            if "VmHWM" in status:
+                yield status
+
+
+def copy_course(root):
+    "The helper, the package and the notebooks, without outputs, and one with two explorers."
+    (root / "notebooks").mkdir(parents=True)
+    shutil.copy(ROOT / "ntk_helpers.py", root)
+    shutil.copytree(ROOT / "ntk", root / "ntk")
+    for path in PATHS:
+        notebook = read(path)
+        for cell in code(notebook):
+            cell.update(outputs=[], execution_count=None)
+        nbformat.write(notebook, root / "notebooks" / path.name)
+    cells = [nbformat.v4.new_code_cell(TWO_EXPLORERS)]
+    two = nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
+    nbformat.write(two, root / "notebooks/two.ipynb")
