@@ -13,9 +13,11 @@ QUICK_NOTEBOOK = "00_start_here.ipynb"
 TOGETHER = ".ipynb", "test_browser.py", "test_pages.py"  # cells share a kernel, pages a browser
 
 
-def pytest_configure():
+@pytest.hookimpl(tryfirst=True)  # before xdist reads its options
+def pytest_configure(config):
     nbval.kernel.KernelManager = SocketKernelManager
     nbval.plugin.RunningKernel = PatientKernel
+    config.option.maxworkerrestart = "0"  # one that dies ends the run: xdist may wait for ever
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses

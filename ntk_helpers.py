@@ -20,8 +20,8 @@ from ntk.reading import cosine                   # 04_heatmap
 from ntk.reading import alignment                # 04_heatmap
 from ntk.infinite import infinite_width_ntk      # 05_infinite_width
 from ntk.training import train                   # 07_training
-from ntk.training import gradient_flow           # 07_training
-from ntk.training import linearize               # 07_training
+from ntk.tangent import gradient_flow            # 07_training
+from ntk.tangent import linearize                # 07_training
 
 __all__ = [
     "set_style", "show", "plot_kernel", "Explorer", "ask", "check", "score",

@@ -8,8 +8,10 @@ from ntk.gradients import get_grads
 from ntk.infinite import infinite_width_ntk
 from ntk.kernel import compute_ntk
 from ntk.model import MLP
+from ntk.products import ntk_operator
 from ntk.reading import alignment, cosine, spectrum
-from ntk.training import gradient_flow, linearize, train
+from ntk.tangent import gradient_flow, linearize
+from ntk.training import train
 
 __all__ = ["MLP", "alignment", "compute_ntk", "cosine", "get_grads", "gradient_flow",
-           "infinite_width_ntk", "linearize", "spectrum", "train"]
+           "infinite_width_ntk", "linearize", "ntk_operator", "spectrum", "train"]

@@ -6,12 +6,19 @@ was.
 """
 
 import math
-from contextlib import contextmanager
+import threading
+from contextlib import contextmanager, suppress
 from numbers import Real
 
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
+
+CHANGES_WEIGHTS = "the model changes its own weights when it is called"
+RANDOM = torch.Generator()  # our own: what the caller draws does not depend on what is checked
+LOCK = threading.RLock()  # functional_call exchanges a model's own parameters while it runs
+SINGLES = 3  # examples that are run by themselves, to see whether the others matter
 
 
 def require(holds, message, error=ValueError):
@@ -40,10 +47,17 @@ def is_finite(tensor):
     return all(map(math.isfinite, tensor.detach().aminmax()))
 
 
-def is_close(got, expected):
-    "Whether the error is below the root of the dtype's precision, next to the largest entry."
-    tolerance = torch.finfo(expected.dtype).eps ** 0.5 * expected.abs().max()
+def is_close(got, expected, rounding=0.0):
+    """Whether the error is below the root of the dtype's precision, next to the largest entry, or
+    below `rounding`, which counts where large terms cancel."""
+    tolerance = torch.finfo(expected.dtype).eps ** 0.5 * expected.abs().max() + rounding
     return not (got - expected).abs().max() > tolerance
+
+
+def precision(model, outputs):
+    "The dtype in which the model computes: the coarsest among its parameters' and its outputs'."
+    dtypes = {outputs.dtype, *(p.dtype for p in model.parameters() if p.is_floating_point())}
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 # A model left as it was found
@@ -78,18 +92,23 @@ def usable(x):
 @contextmanager
 def restored(model):
     "Afterwards the modules hold the objects they held, and buffers changed in place their values."
-    stores = [s for m in model.modules() for s in (vars(m), m._parameters, m._buffers)]
-    contents = [dict(store) for store in stores]
-    buffers = [(buffer, buffer.clone(), buffer._version) for buffer in model.buffers()]
+    with LOCK:  # not while another thread has other parameters in it
+        stores = [s for m in model.modules() for s in (vars(m), m._parameters, m._buffers)]
+        contents = [dict(store) for store in stores]
+        buffers = [(buffer, buffer.clone(), buffer._version) for buffer in model.buffers()]
+        weights = [(p, p.data, p.data_ptr()) for p in model.parameters()]
     identity = lambda store: [(name, id(value)) for name, value in store.items()]
     try:
         yield
     finally:
-        for store, before in zip(stores, contents):
-            if identity(store) != identity(before):
-                store.clear()
-                store.update(before)
-        with torch.no_grad():
+        with LOCK, torch.no_grad():
+            for store, before in zip(stores, contents):
+                if identity(store) != identity(before):
+                    store.clear()
+                    store.update(before)
+            for p, data, address in weights:
+                if p.data_ptr() != address:
+                    p.data = data
             for buffer, before, version in buffers:
                 if buffer._version != version:
                     buffer.copy_(before)
@@ -97,23 +116,25 @@ def restored(model):
 
 @contextmanager
 def exact_cudnn(model):
-    """On a GPU: convolutions without TF32, which keeps ten bits of 23, and recurrent nets without
-    cuDNN, which cannot differentiate them in eval mode."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.enabled, cudnn.conv.fp32_precision
-    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    """On a GPU: convolutions without TF32, which keeps ten bits of 23. Recurrent nets without
+    cuDNN, which cannot differentiate them in eval mode, and oneDNN, which hides their steps."""
+    cudnn, one_dnn = torch.backends.cudnn, torch.backends.mkldnn
+    before = cudnn.enabled, one_dnn.enabled, cudnn.conv.fp32_precision
+    plain = not any(isinstance(module, nn.RNNBase) for module in model.modules())
     try:
-        cudnn.enabled, cudnn.conv.fp32_precision = before[0] and not recurrent, "ieee"
+        cudnn.enabled, one_dnn.enabled = before[0] and plain, before[1] and plain
+        cudnn.conv.fp32_precision = "ieee"
         yield
     finally:
-        cudnn.enabled, cudnn.conv.fp32_precision = before
+        cudnn.enabled, one_dnn.enabled, cudnn.conv.fp32_precision = before
 
 
 # What has no kernel, seen before the model is run
 
 
 def check_model(model, x, name):
-    "Refuse inputs `x`, called `name`, and models that have no kernel whatever the model computes."
+    """Refuse inputs `x`, called `name`, and models that have no kernel whatever they compute, or,
+    as a trial with one example shows, that change their weights."""
     params = dict(model.named_parameters())
     require(any(p.requires_grad for p in params.values()),
             "model has no trainable parameter, one with requires_grad=True")
@@ -121,8 +142,15 @@ def check_model(model, x, name):
     for where, p in params.items():
         require(is_finite(p),
                 f"the model's weights must be finite, got NaN or infinity in {where}")
+        require(not (p.is_complex() and p.requires_grad), f"{where} is complex, and the kernel is "
+                "one over real coordinates: make it nn.Parameter(torch.view_as_real(…)), and use "
+                "torch.view_as_complex of it in forward")
     for where, module in model.named_modules():
         check_mode(module, f"{type(module).__name__} {where!r}")
+    guard = Guard(params.values())
+    with LOCK, torch.no_grad(), suppress(Exception), guard:  # what else is wrong is seen later
+        model(x[:1].clone())
+    require(not guard.struck, CHANGES_WEIGHTS)
 
 
 def check_inputs(x, name, dtypes, devices):
@@ -148,12 +176,33 @@ def check_mode(module, what):
             "example's output then depends on the others or on chance, also after model.eval()")
 
 
+class Guard(TorchFunctionMode):
+    "Stops a function that is about to change one of the tensors, as an Embedding's with max_norm."
+
+    def __init__(self, tensors):
+        super().__init__()
+        self.storages, self.struck = {t.untyped_storage().data_ptr() for t in tensors}, False
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs, name = kwargs or {}, getattr(function, "__name__", "")
+        operator = name.startswith("__i") or name == "__setitem__"
+        in_place = operator or name.endswith("_") and not name.endswith("__")
+        written = args[0] if in_place and args else kwargs.get("out")
+        written = written if isinstance(written, (list, tuple)) else [written]
+        if kwargs.get("max_norm") is not None or any(
+                isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() in self.storages
+                for t in written):
+            self.struck = True
+            raise RuntimeError(CHANGES_WEIGHTS)
+        return function(*args, **kwargs)
+
+
 # What has no kernel, seen when the model is run
 
 
 def forward(model, x, name):
     "The outputs (N, O) with their graph, and the copy of `x` that it starts from."
-    start = x.clone()
+    start, weights = x.clone(), [(p._version, p.data_ptr()) for p in model.parameters()]
     outputs = run(model, start, name)
     require(isinstance(outputs, torch.Tensor),
             f"the output must be one tensor (N, O), got {type(outputs).__name__}", TypeError)
@@ -164,27 +213,48 @@ def forward(model, x, name):
             f"the model's output must be of a floating dtype, got {outputs.dtype}", TypeError)
     require(is_finite(outputs),
             f"the model's outputs must be finite, got NaN or infinity for {name}")
+    require(weights == [(p._version, p.data_ptr()) for p in model.parameters()], CHANGES_WEIGHTS)
     return outputs, start
 
 
 def checked_forward(model, x, name):
-    """The same, once a few examples had the same outputs in other company: the first by itself, the
-    next four and the last without the others. A single example is put beside itself."""
-    versions = [p._version for p in model.parameters()]
+    "The same, once a few examples had the same outputs by themselves."
     outputs, start = forward(model, x, name)
-    few = [*range(1, min(5, len(x))), -1]
+    check_alone(model, x, outputs, name)
+    return outputs, start
+
+
+def check_alone(model, x, outputs, name):
+    """Refuse a model that gives other outputs for an example alone: the first, the last, and some
+    between them. A group would not do, since it may share what they depend on. A single example is
+    put beside itself."""
     if len(x) > 1:
-        rows, batches = [0, *few], [x[:1], x[few]]
+        between = (1 + torch.randperm(max(0, len(x) - 2), generator=RANDOM)[:SINGLES - 2]).tolist()
+        rows = [0, *between, len(x) - 1]
+        batches = [x[row:row + 1] for row in rows]
     else:
         rows, batches = [0, 0], [torch.cat([x, x])]
     with torch.no_grad():
         apart = torch.cat([run(model, batch.clone(), name) for batch in batches])
-    require(versions == [p._version for p in model.parameters()],
-            "the model changes its own weights when it is called")
-    require(is_close(apart, outputs[rows]),
+    require(agree(model, x[rows], apart, outputs[rows]),
             "the model's output for one example depends on the others in the batch or on chance; "
             "call model.eval(), or write the model so that examples do not mix")
-    return outputs, start
+
+
+def agree(model, x, got, outputs):
+    """Whether outputs for `x` are the same but for rounding. Where they are small because large
+    terms cancel, as in a mirrored net, that of these terms counts: θ ∂f/∂θ has their size."""
+    dtype = precision(model, outputs)
+    if is_close(got.to(dtype), outputs.detach().to(dtype)):
+        return True
+    again = model(x.clone())
+    if not again.requires_grad:
+        return False
+    params = [p for p in model.parameters() if p.requires_grad]
+    v = torch.randn(again.shape, generator=RANDOM).to(again)
+    grads = torch.autograd.grad((v * again).sum(), params, materialize_grads=True)
+    terms = sum((g.to_dense() * p).abs().sum() for g, p in zip(grads, params)).detach()
+    return is_close(got, outputs.detach(), rounding=100 * torch.finfo(dtype).eps * terms)
 
 
 def run(model, x, name):

@@ -4,22 +4,26 @@ At infinite width the preactivations of a layer are Gaussian over the random wei
 covariance K, the NNGP kernel, and the NTK Θ of each layer follow from those of the layer before,
 by two expectations over a pair of Gaussians (u, v), the preactivations at two inputs: E[φ(u) φ(v)]
 and E[φ′(u) φ′(v)], the *duals* of the activation φ and of its slope. They depend on three numbers
-alone: p = Var u, q = Var v and the angle, which has the cosine K(x, x′) / √(p q).
+alone: the standard deviations √K(x, x) of u and √K(x′, x′) of v, and the angle, whose cosine is
+the correlation of u and v. So each pair of inputs goes its own way through the layers.
 
-`infinite_width_ntk` is the recursion. Below it stand the geometry of its first layer and of the
-angles, the duals in closed form, and for any other φ the duals by quadrature.
+`infinite_width_ntk` lays the pairs out in a row, `kernels_of_pairs` is the recursion. Below them
+stand the angles, the duals in closed form, and for any other φ the duals by quadrature.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ntk.checks import is_close, require, require_positive_ints, require_scales
+from ntk.checks import is_close, is_finite, require, require_positive_ints, require_scales
 from ntk.model import activation_function
+from ntk.reading import real_numbers
+
+PAIRS = 2**20  # that go through the layers at once, in arrays of 8 MB
 
 
 class Kernels(NamedTuple):
@@ -63,27 +67,27 @@ def infinite_width_ntk(x1, x2=None, *, hidden_layers=1, activation="relu", weigh
     x1, x2 = checked_inputs(x1, x1 if symmetric else x2)
 
     scales = torch.tensor([weight_std, bias_std], dtype=torch.float64, device=x1.device)
-    weight, bias = scales.square()
-    u, v = (first_features(x, *scales) for x in (x1, x2))
-    p, q = (features.square().sum(1) for features in (u, v))  # K(x, x) and K(x′, x′)
-    nngp = ntk = u @ v.T
-    angle = angle_between(u, v)
-    for _ in range(hidden_layers):
-        product, slopes = dual(p[:, None], q, angle)
-        nngp = weight * product + bias
-        ntk = nngp + weight * slopes * ntk
-        p, q = (weight * dual(k, k, torch.zeros_like(k))[0] + bias for k in (p, q))
-        angle = angle_of(nngp, p, q)
+    net = Net(dual, hidden_layers, *scales.square())
+    one = geometry(x1, net)
+    two = one if symmetric else geometry(x2, net)
+    cosines = one.directions @ two.directions.T
+    nngp, ntk = torch.empty_like(cosines), torch.empty_like(cosines)
+    # i ≤ j is enough for x2 = x1, since K and Θ are symmetric; from diagonal −N1 on, all pairs
+    rows, columns = torch.triu_indices(*cosines.shape, offset=0 if symmetric else -len(x1),
+                                       device=x1.device)
+    for i, j in zip(rows.split(PAIRS), columns.split(PAIRS)):
+        kernels = kernels_of_pairs(i, j, one, two, cosines[i, j], net)
+        nngp[i, j], ntk[i, j] = kernels
+        if symmetric:
+            nngp[j, i], ntk[j, i] = kernels
 
-    require(ntk.isfinite().all(), "the kernel must be finite: weight_std or the activation lets it "
+    require(is_finite(ntk), "the kernel must be finite: weight_std or the activation lets it "
             "grow past all bounds")
-    if symmetric:
-        nngp, ntk = (nngp + nngp.T) / 2, (ntk + ntk.T) / 2
     return Kernels(nngp, ntk)
 
 
 def dual_of(activation):
-    "The function (p, q, angle) → E[φ(u) φ(v)], E[φ′(u) φ′(v)] for a name or a callable."
+    "The function (std_u, std_v, angle) → E[φ(u) φ(v)], E[φ′(u) φ′(v)] for a name or a callable."
     phi = activation_function(activation)
     match activation:
         case "relu":
@@ -96,73 +100,130 @@ def dual_of(activation):
 
 def checked_inputs(x1, x2):
     "Both as tensors (N, d) in float64."
-    inputs = {"x1": as_tensor(x1), "x2": as_tensor(x2)}
+    inputs = {"x1": real_numbers(x1, "x1"), "x2": real_numbers(x2, "x2")}
     for name, x in inputs.items():
         require(x.ndim == 2 and x.numel() > 0,
                 f"{name} must have shape (N, d), got {tuple(x.shape)}")
-        require(not x.is_complex() and x.isfinite().all(),
-                f"{name} must be real and finite, got {x.dtype}, NaN or infinity")
+        require(x.isfinite().all(),
+                f"{name} must be real and finite, got NaN or infinity")
     features = [x.shape[1] for x in inputs.values()]
     require(features[0] == features[1], f"x1 and x2 must have as many features, got {features}")
-    return [x.detach().double() for x in inputs.values()]
+    return [x.double() for x in inputs.values()]
 
 
-def as_tensor(x):
-    "By way of NumPy, which reads lists in float64."
-    return x if isinstance(x, torch.Tensor) else torch.as_tensor(np.array(x))
+# The recursion
 
 
-# Geometry
+class Net(NamedTuple):
+    "What the kernels know of an infinitely wide net; `weight` and `bias` are squares of the stds."
+
+    dual: Callable
+    hidden_layers: int
+    weight: torch.Tensor
+    bias: torch.Tensor
 
 
-def first_features(x, weight_std, bias_std):
-    "(N, d + 1) vectors that have the first layer's K as inner products."
-    scaled = x * (weight_std.square() / x.shape[1]).sqrt()
-    return F.pad(scaled, (0, 1), value=bias_std.item())
+class Geometry(NamedTuple):
+    """The inputs on one side of a kernel, as vectors whose inner products are the first layer's K.
 
-
-def angle_between(u, v):
-    """The angles (N1, N2) between vectors u (N1, d) and v (N2, d), in [0, π].
-
-    Kahan's form ("How futile are mindless assessments of roundoff …", 2006) keeps all digits near 0
-    and π, where the arccos of a cosine loses half of them.
+    directions: (N, d + 1), their unit vectors
+    stds: √K(x, x), (N,), for each layer but the last; for the first, the vectors' lengths
     """
-    u, v = F.normalize(u, eps=1e-300), F.normalize(v, eps=1e-300)
-    distance = partial(torch.cdist, compute_mode="donot_use_mm_for_euclid_dist")
-    return 2 * torch.atan2(distance(u, v), distance(u, -v))
+
+    directions: torch.Tensor
+    stds: list[torch.Tensor]
 
 
-def angle_of(nngp, p, q):
-    "The angles (N1, N2) that belong to K(x, x′) (N1, N2), K(x, x) (N1,) and K(x′, x′) (N2,)."
-    cosine = (nngp / (p[:, None].sqrt() * q.sqrt())).nan_to_num(0)
+def geometry(x, net):
+    "The Geometry of inputs x (N, d)."
+    scaled = x * (net.weight / x.shape[1]).sqrt()
+    vectors = F.pad(scaled, (0, 1), value=net.bias.sqrt().item())
+    stds = [vectors.square().sum(1).sqrt()]
+    for _ in range(net.hidden_layers - 1):
+        product, _ = net.dual(stds[-1], stds[-1], torch.zeros_like(stds[-1]))
+        stds.append((net.weight * product + net.bias).sqrt())
+    return Geometry(F.normalize(vectors, eps=1e-300), stds)
+
+
+def kernels_of_pairs(i, j, one, two, cosine, net):
+    """K and Θ, each (M,), for input i[m] of geometry `one` and j[m] of `two`, with the cosine (M,)
+    of the angle between them."""
+    for layer in range(net.hidden_layers):
+        std_u, std_v = one.stds[layer][i], two.stds[layer][j]
+        if layer == 0:
+            nngp = ntk = std_u * std_v * cosine
+            angle = angle_between(one.directions, two.directions, i, j, cosine)
+        else:
+            angle = angle_of(nngp / (std_u * std_v))
+        product, slopes = net.dual(std_u, std_v, angle)
+        nngp = net.weight * product + net.bias
+        ntk = nngp + net.weight * slopes * ntk
+    return nngp, ntk
+
+
+# Angles
+
+
+def angle_between(u, v, i, j, cosine):
+    """The angles (M,) between unit vectors u[i] and v[j], in [0, π], of which the cosine is known.
+
+    Near 0 and π the arccos of a cosine loses half of its digits. Kahan's form keeps them all, but
+    takes a pass over both vectors, so it is for the pairs that are nearly parallel or opposite. If
+    these are many, `cdist` does all pairs of the rows in less time than it takes to pick some.
+    """
+    angle = cosine.acos()
+    steep = (cosine.abs() > 0.99).nonzero().squeeze(1)
+    if 4 * len(steep) > len(angle):
+        rows = u[i[0]:i[-1] + 1]
+        distance = partial(torch.cdist, compute_mode="donot_use_mm_for_euclid_dist")
+        return kahan(distance(rows, v), distance(rows, -v))[i - i[0], j]
+    for some in steep.split(max(1, 2**18 // u.shape[1])):  # their vectors stay in the cache
+        a, b = u[i[some]], v[j[some]]
+        angle[some] = kahan((a - b).norm(dim=1), (a + b).norm(dim=1))
+    return angle
+
+
+def kahan(difference, total):
+    """The angle between unit vectors a and b, from |a − b| and |a + b|.
+
+    Source: Kahan 2006, "How futile are mindless assessments of roundoff …".
+    """
+    return 2 * torch.atan2(difference, total)
+
+
+def angle_of(cosine):
+    "The angles of the layers above the first; 0 / 0, of inputs that are zero, counts as 0."
+    cosine = cosine.nan_to_num(0)
     # ±1 but for rounding is ±1: deep in chaos two copies of one input would drift apart
-    cosine = torch.where(1 - cosine.abs() < 1e-15, cosine.sign(), cosine)
-    return cosine.acos()
+    return torch.where(1 - cosine.abs() < 1e-15, cosine.sign(), cosine).acos()
 
 
 # Duals in closed form
 
 
-def relu_dual(p, q, angle):
-    """E[φ(u) φ(v)] and E[φ′(u) φ′(v)] for φ = relu, Var u = p, Var v = q and the angle between
-    them.
+def relu_dual(std_u, std_v, angle):
+    """E[φ(u) φ(v)] and E[φ′(u) φ′(v)] for φ = relu, from the standard deviations of u and v and the
+    angle between them.
 
     Source: Cho & Saul 2009, "Kernel methods for deep learning", the arc-cosine kernels of degree 1
-    and 0, in d = π − angle: √(p q) (sin d − d cos d) / 2π and d / 2π.
+    and 0, in d = π − angle: std_u std_v (sin d − d cos d) / 2π and d / 2π.
     """
     d = math.pi - angle
-    series = d**3 / 3 - d**5 / 30 + d**7 / 840  # for small d, where the difference cancels
-    arc = torch.where(d < 0.1, series, d.sin() - d * d.cos())
-    return p.sqrt() * q.sqrt() * arc / (2 * math.pi), d / (2 * math.pi)
+    arc = d.sin() - d * d.cos()
+    small = d < 0.1  # there the difference cancels
+    few = d[small]
+    arc[small] = few**3 / 3 - few**5 / 30 + few**7 / 840
+    return std_u * std_v * arc / (2 * math.pi), d / (2 * math.pi)
 
 
-def erf_dual(p, q, angle):
-    """The same for φ = erf, with k = √(p q) cos(angle): 2/π arcsin(2k / √((1 + 2p)(1 + 2q))), and
-    for the slopes 4/π / √((1 + 2p)(1 + 2q) − 4k²), which is written so that nothing cancels.
+def erf_dual(std_u, std_v, angle):
+    """The same for φ = erf, in p = Var u, q = Var v and k = √(p q) cos(angle):
+    2/π arcsin(2k / √((1 + 2p)(1 + 2q))), and for the slopes 4/π / √((1 + 2p)(1 + 2q) − 4k²), which
+    is written so that nothing cancels.
 
     Source: Williams 1997, "Computing with infinite networks", eq. 11; its derivative in k.
     """
-    k = p.sqrt() * q.sqrt() * angle.cos()
+    p, q, k = std_u.square(), std_v.square(), std_u * std_v * angle.cos()
     product = 2 / math.pi * (2 * k / ((1 + 2 * p) * (1 + 2 * q)).sqrt()).asin()
     slopes = 4 / math.pi / (1 + 2 * p + 2 * q + 4 * p * q * angle.sin() ** 2).sqrt()
     return product, slopes
@@ -171,32 +232,31 @@ def erf_dual(p, q, angle):
 # Duals by quadrature
 
 
-def dual_by_quadrature(phi, p, q, angle):
-    """The same for any φ, in polar coordinates.
+def dual_by_quadrature(phi, std_u, std_v, angle):
+    """The same for any φ, in polar coordinates; all of shape (M,).
 
     The lines u = 0 and v = 0, where activations bend, cut the plane into four sectors: two that
     lie across from each other in which u and v have one sign, π − angle wide, and two in which
-    they have not, `angle` wide. At the fraction t of a sector of width s, and at the radius r,
+    they have not, `angle` wide. At the fraction t of a sector of width w, and at the radius r,
 
-        u = ± √p r sin(s (1 − t))        v = √q r sin(s t)        with density r exp(−r²/2) / 2π.
+        u = ± std_u r sin(w (1 − t))     v = std_v r sin(w t)     with density r exp(−r²/2) / 2π.
 
     Nodes are dense at the edges of a sector and at r = 0. Gauss–Hermite, 64 × 64, which knows no
     edges, misses 4 % of E[φ′φ′] for ReLU.
     """
-    pairs = torch.broadcast_tensors(p, q, angle)
     rules = angle_rule(angle.device), radius_rule(angle.device)
     with torch.inference_mode(False), torch.enable_grad():
-        duals = [expectations(phi, *pair, *rules) for pair in zip(*(a.flatten() for a in pairs))]
-    return torch.stack(duals).T.reshape(2, *angle.shape)
+        duals = [expectations(phi, *pair, *rules) for pair in zip(std_u, std_v, angle)]
+    return torch.stack(duals, dim=1)
 
 
-def expectations(phi, p, q, angle, angle_rule, radius_rule):
+def expectations(phi, std_u, std_v, angle, angle_rule, radius_rule):
     "E[φ(u) φ(v)] and E[φ′(u) φ′(v)], (2,), for one pair of inputs."
     (t, t_weights), (r, r_weights) = angle_rule, radius_rule
     total = 0
     for width, sign in ((math.pi - angle, 1), (angle, -1)):
-        u = sign * p.sqrt() * (width * t.flip(0)).sin()[:, None] * r
-        v = q.sqrt() * (width * t).sin()[:, None] * r
+        u = sign * std_u * (width * t.flip(0)).sin()[:, None] * r
+        v = std_v * (width * t).sin()[:, None] * r
         pairs = zip(values_and_slopes(phi, u), values_and_slopes(phi, v))
         total += width * torch.stack([t_weights @ (a * b) @ r_weights for a, b in pairs])
     return total

@@ -1,89 +1,122 @@
-"""A layer's share of the kernel, without the gradients of its weights.
+"""A chunk's shares of the kernel, layer by layer.
 
-With D = ∂f/∂z, a product z = a Wᵀ + b has the gradients ∂f/∂W = D aᵀ and ∂f/∂b = D. Its share of Θ,
-
-    (D Dᵀ) ∘ (A Aᵀ + 1),
-
-takes the inputs A and the gradients D of all examples, and no gradient of W is ever formed (the
-"structured derivatives" of Novak et al. 2022, arXiv:2206.08720). A layer that is applied at T
-places of an example has this summed over all pairs of places; where forming its gradients is
-cheaper, they are formed instead. Parameters that enter no such product are left to the Jacobian.
+What the graph shows of a layer decides what is kept of it: the inputs A and the gradients D of a
+product; or, where that is cheaper or there is no other way, the gradients of its parameters, formed
+from A and D. So are those of filters, of scales and of biases by themselves. Parameters that enter
+the graph in other ways are left to the Jacobian. All of it is held against an ordinary backward
+pass.
 """
 
-import itertools
 import math
-from typing import NamedTuple
 
 import torch
-from torch.func import vmap
+import torch.nn.functional as F
 
-from ntk.checks import require
-from ntk.gradients import jacobian
-from ntk.graph import find_layers, gradients_at, is_convolution, places, shape_of
+from ntk.checks import check_alone, forward, require
+from ntk.gradients import jacobian, refuted
+from ntk.graph import find_layers, gradients_at, in_rows, inputs_at, places, shape_of
+from ntk.shares import Share, claims_of, jacobian_share, joined
 
 
-class Share(NamedTuple):
-    """What N examples hold of a summand of Θ: Σ over places of (D Dᵀ) ∘ (weight · A Aᵀ + bias).
+def prepared(model, x, name, names, batch, strict=False):
+    """Shares of the examples `x` that add up to Θ over the parameters named: one for each layer
+    that has a formula, and one for the Jacobian of the others, which `strict` refuses.
 
-    inputs: A (N, T, fan_in); gradients: D (N, T, O, fan_out).
-    label: whose share it is, and how each parameter was used. A model may branch on its inputs, so
-        that two chunks use a parameter in two ways: only shares with equal labels may be
-        multiplied.
+    The examples are run in batches. What is found is held against an ordinary backward pass.
     """
-
-    label: tuple
-    inputs: torch.Tensor
-    gradients: torch.Tensor
-    weight: float
-    bias: float
-
-    def rows(self, start, stop=None):
-        "The share of the examples from `start` to `stop`."
-        return self._replace(inputs=self.inputs[start:stop], gradients=self.gradients[start:stop])
-
-
-def gradient_share(label, gradients):
-    "The share of parameters with the gradients (N, O, P): that of a bias of the size P."
-    ones = gradients.new_ones(len(gradients), 1, 1)
-    return Share(label, ones, gradients[:, None], weight=1.0, bias=0.0)
-
-
-def sum_of_shares(shares1, shares2):
-    "The block Θ (N1, N2, O, O) from the shares of N1 and of N2 examples."
-    ntk = shares1[0].gradients.new_zeros(())
-    for one, two in zip(shares1, shares2):
-        for s, t in itertools.product(range(one.inputs.shape[1]), range(two.inputs.shape[1])):
-            inputs = torch.addmm(one.inputs.new_tensor(one.bias), one.inputs[:, s],
-                                 two.inputs[:, t].T, alpha=one.weight)
-            outputs = torch.einsum("iap,jbp->ijab", one.gradients[:, s], two.gradients[:, t])
-            ntk = torch.addcmul(ntk, outputs, inputs[:, :, None, None])
-    return ntk
+    outputs, batches, others = [], [], {}
+    for some in x.tensor_split(math.ceil(len(x) / batch)):  # of equal sizes, so that none is alone
+        some_outputs, start = forward(model, some, name)
+        found, left = shares_of(model, some_outputs, start, names)
+        outputs.append(some_outputs.detach())
+        batches.append(found)
+        others |= dict.fromkeys(left)
+    check_alone(model, x, torch.cat(outputs), name)
+    found = joined(batches)
+    if found is None:  # the model branches on its inputs
+        found, others = [], dict.fromkeys(names)
+    wrong = contradicted(model, x, found)
+    others |= {name: None for share in found if wrong & {*share.uses} for name in share.uses}
+    found = [share for share in found if not wrong & {*share.uses}]
+    require(not (strict and others), f'method="layerwise" cannot serve {", ".join(others)}, which '
+            "the model uses otherwise than as weights, scales or biases of layers, in one way; "
+            'use method="auto"')
+    if others:
+        found.append(jacobian_share(others, jacobian(model, x, others, batch=batch)))
+    # outputs that depend on no parameter have Θ = 0
+    return found or [jacobian_share([], outputs[0].new_zeros(len(x), outputs[0].shape[1], 0))]
 
 
-def shares(model, x, outputs, start, names, strict=False):
-    """Shares that add up to Θ over the parameters named: one for each layer that has a formula, and
-    one for the Jacobian of the others, which `strict` refuses.
+def contradicted(model, x, found):
+    "The parameters whose shares do not have the gradients that a `Witness` has."
+    params = dict(model.named_parameters())
+    names = [name for share in found for name in share.uses]
 
-    outputs (N, O), with their graph, and `start`, where it starts, are what `forward` returned.
-    """
+    def claims(witness):
+        said = {}
+        for share in found:
+            said |= claims_of(share.rows(witness.rows), witness, params)
+        return said
+
+    return {*refuted(model, x, names, claims)} if names else set()
+
+
+def shares_of(model, outputs, start, names):
+    "Shares of the layers that have a formula, and the names of the other parameters that count."
     layers, others = find_layers(model, outputs, names)
     orders, by_output = gradients_at(layers, outputs, start)
-    for node in [node for node in layers if node not in orders]:
-        others += layers.pop(node)
-    require(not (strict and others), f'method="layerwise" cannot serve {", ".join(others)}, which '
-            "the model uses otherwise than once, as weight or bias of a linear layer or convolution"
-            '; use method="auto"')
-    kept = {node: [] for node in layers}
+    for layer in [layer for layer in layers if not all(node in orders for node in layer.nodes)]:
+        layers.remove(layer)
+        others += layer.uses
+    n, o = outputs.shape
+    beside = [inputs_of(layer, orders, n, o) for layer in layers]
+    kept = [[] for _ in layers]
     for gradients in by_output:
-        for node, uses in layers.items():
-            kept[node].append(condensed(node, uses, gradients[node], orders[node], *outputs.shape))
+        for layer, inputs, so_far in zip(layers, beside, kept):
+            d = [gradients[node] for node in layer.nodes]
+            so_far.append(condensed(layer, inputs, d, orders, n, o))
     found = []
-    for node, uses in layers.items():
-        gradients = [stacked(by_output) for by_output in zip(*kept[node])]
-        found += layer_shares(node, uses, gradients, orders[node], outputs.shape)
-    if others:
-        found.append(gradient_share(("jacobian", *others), jacobian(model, x, others)))
-    return found or [gradient_share((), outputs.detach().new_zeros(*outputs.shape, 0))]
+    for layer, inputs, so_far in zip(layers, beside, kept):
+        gradients = [stacked(by_output) for by_output in zip(*so_far)]
+        found += layer_shares(layer, inputs, gradients, n, o)
+    return found, others
+
+
+def inputs_of(layer, orders, n, o):
+    """A (N, T, fan_in) of a product with a matrix, the tokens (N, T, …) of a table; or, of what is
+    formed, the inputs at each node, those of filters as patches. Biases by themselves have none."""
+    uses = [use for use in layer.uses.values() if use.role != "bias"]
+    at_nodes = [inputs_at(node, uses[0]) if uses else None for node in layer.nodes]
+    if layer.has("filter"):
+        return [patches(node, inputs) for node, inputs in zip(layer.nodes, at_nodes)]
+    if layer.has("scale"):
+        return [in_rows(a, layer) for a in at_nodes]
+    if not uses:
+        return at_nodes
+    by_place = [places(a, n, orders[node]) for node, a in zip(layer.nodes, at_nodes)]
+    return by_place[0] if len(by_place) == 1 else torch.cat(by_place, 1)
+
+
+def condensed(layer, inputs, d, orders, n, o):
+    """Of one output, from D at each node: [D (N, T, fan_out)], or where they are formed the
+    gradients (N, P) of each parameter."""
+    if layer.has("matrix") or layer.has("table"):
+        by_place = [places(one, n, orders[node]) for node, one in zip(layer.nodes, d)]
+        d_places = by_place[0] if len(by_place) == 1 else torch.cat(by_place, 1)
+        if layer.has("table"):
+            return [scaled(use.factor, d_places) for use in layer.uses.values()]
+        if not forms_gradients(layer, n, o):
+            return [d_places]
+        return [torch.einsum("itp,itq->ipq", inputs, d_places).flatten(1) if use.role == "matrix"
+                else summed_to(d_places.flatten(0, 1), use).view(n, d_places.shape[1], -1).sum(1)
+                for use in layer.uses.values()]
+    found = []
+    for use in layer.uses.values():
+        at_nodes = [parameter_gradient(use, a, one) for a, one in zip(inputs, d)]
+        by_place = [places(rows, n, orders[node]) for node, rows in zip(layer.nodes, at_nodes)]
+        by_place = by_place[0] if len(by_place) == 1 else torch.cat(by_place, 1)
+        found.append(by_place.sum(1) if by_place.shape[1] > 1 else by_place[:, 0])
+    return found
 
 
 def stacked(by_output):
@@ -91,70 +124,93 @@ def stacked(by_output):
     return torch.stack(by_output, -2) if len(by_output) > 1 else by_output[0].unsqueeze(-2)
 
 
+def layer_shares(layer, inputs, gradients, n, o):
+    "The share of a layer from its [D (N, T, O, fan_out)]; or of each parameter from its (N, O, P)."
+    if forms_gradients(layer, n, o):
+        return [Share("gradients", {name: use._replace(factor=1.0)}, None,
+                      scaled(use.factor, own)[:, None])
+                for (name, use), own in zip(layer.uses.items(), gradients)]
+    return [Share("table" if layer.has("table") else "layer", layer.uses, inputs, *gradients)]
+
+
 def scaled(factor, gradients):
     return gradients if factor == 1 else factor * gradients  # no copy for nothing
 
 
-def layer_shares(node, uses, gradients, order, shape):
-    "The share of a layer, from [D (N, T, O, fan_out)]; or of each parameter, from its (N, O, P)."
-    if forms_gradients(node, uses, *shape):
-        return [gradient_share(("gradient", name, use.axes), scaled(use.factor, own))
-                for (name, use), own in zip(uses.items(), gradients)]
-    [weight] = [use for use in uses.values() if use.inputs is not None]
-    bias = sum(use.factor**2 for use in uses.values() if use.inputs is None)
-    label = "layer", *((name, use.factor, use.axes) for name, use in uses.items())
-    inputs = places(weight.inputs, shape[0], order)
-    return [Share(label, inputs, *gradients, weight=weight.factor**2, bias=bias)]
+# Gradients of the parameters, where they are formed
 
 
-# Gradients of the parameters, where they are cheaper than all pairs of places
-
-
-def forms_gradients(node, uses, n, o):
-    "Whether a layer's gradients are formed: a convolution's, and where it is cheaper."
-    fan_in = sum(use.inputs.shape[1] for use in uses.values() if use.inputs is not None)
-    if is_convolution(node) or fan_in == 0:
+def forms_gradients(layer, n, o):
+    """Whether gradients are formed: where there is no other formula, and where it is cheaper than
+    products for all pairs of places."""
+    if layer.has("table"):
+        return False
+    if not layer.has("matrix") or any(
+            use.role == "bias" and use.aligned != shape_of(layer.nodes[0])[-1:]
+            for use in layer.uses.values()):
         return True
-    *rows, fan_out = shape_of(node)
-    pairs = (math.prod(rows) // n) ** 2
+    [(fan_in, fan_out)] = [use.aligned for use in layer.uses.values() if use.role == "matrix"]
+    pairs = number_of_places(layer, n) ** 2
     return pairs * (fan_in + o**2 * fan_out) > o**2 * (fan_in + 1) * fan_out
 
 
-def condensed(node, uses, d, order, n, o):
-    "Of one output: [D (N, T, fan_out)], or, if formed, each parameter's gradients (N, P)."
-    if not forms_gradients(node, uses, n, o):
-        return [places(d, n, order)]
-    return [parameter_gradient(node, use.inputs, d, order, n) for use in uses.values()]
+def number_of_places(layer, n):
+    return sum(math.prod(shape_of(node)[:-1]) for node in layer.nodes) // n
 
 
-def parameter_gradient(node, inputs, d, order, n):
-    "(N, P) of a weight with its inputs or, without, of a bias; its factor left out."
-    if is_convolution(node):
-        own = d.flatten(2).sum(2) if inputs is None else convolution_gradient(node, inputs, d)
-        return places(own, n, order).sum(1)
-    if inputs is None:
-        return places(d, n, order).sum(1)
-    return torch.einsum("itp,itq->ipq", places(d, n, order), places(inputs, n, order)).flatten(1)
+def parameter_gradient(use, inputs, d):
+    "(R, P) of a filter, a scale or a bias, from R rows of D; its factor left out."
+    match use.role:
+        case "filter":  # patches (R, groups, K, L)
+            by_group = d.flatten(2).unflatten(1, (inputs.shape[1], -1))
+            return (by_group @ inputs.mT).flatten(1)
+        case "scale":
+            return summed_to(d * inputs, use)
+        case "bias":
+            return summed_to(d, use)
 
 
-def convolution_gradient(node, inputs, d):
-    "(R, P) of a convolution's weight from R rows of its inputs and of D, each (R, channels, …)."
-    def backward(a, d):
-        _, gradient, _ = torch.ops.aten.convolution_backward(
-            d[None], a[None], node._saved_weight.detach(), None, node._saved_stride,
-            node._saved_padding, node._saved_dilation, False, node._saved_output_padding,
-            node._saved_groups, (False, True, False))
-        return gradient
-
-    return vmap(backward)(inputs, d).flatten(1)
+def summed_to(d, use):
+    "Rows (R, …) summed over the axes along which a parameter was broadcast: (R, P)."
+    aligned = use.aligned[1:] if len(use.aligned) == d.ndim else use.aligned
+    shape = len(d), *[1] * (d.ndim - 1 - len(aligned)), *aligned
+    return d.sum_to_size(shape).flatten(1)
 
 
-def held_bytes(layers, orders, outputs):
-    "{name: bytes of D for an example}, of parameters in layers whose gradients are not formed."
-    n, o = outputs.shape
-    held = {}
-    for node, uses in layers.items():
-        if node in orders and not forms_gradients(node, uses, n, o):
-            held |= dict.fromkeys(uses, 0)
-            held[next(iter(uses))] = math.prod(shape_of(node)) * o * outputs.element_size() // n
-    return held
+def patches(node, inputs):
+    "What a convolution's filter meets: (R, groups, K, L) for L places and K entries of the filter."
+    kernel = node._saved_weight.shape[2:]
+    padding = [side for p in reversed(node._saved_padding) for side in (p, p)]
+    found = F.pad(inputs, padding)
+    for axis, (size, stride, dilation) in enumerate(
+            zip(kernel, node._saved_stride, node._saved_dilation), start=2):
+        found = found.unfold(axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
+    # (R, channels, *places, *kernel)
+    r, dims, groups = len(inputs), len(kernel), node._saved_groups
+    found = found.unflatten(1, (groups, -1))
+    entries = found.permute(0, 1, 2, *range(3 + dims, 3 + 2 * dims), *range(3, 3 + dims))
+    return entries.reshape(r, groups, math.prod(entries.shape[2:3 + dims]), -1)
+
+
+# What it takes
+
+
+def held_bytes(layer, outputs):
+    """For an example: {name: bytes of its share} for a layer whose gradients are not formed, and
+    the bytes that are held besides while they are."""
+    (n, o), size = outputs.shape, outputs.element_size()
+    if forms_gradients(layer, n, o):
+        return {}, sum(entries_beside(layer, node) for node in layer.nodes) * size // n
+    [width] = [use.aligned[0] for use in layer.uses.values() if use.role in ("matrix", "table")]
+    kept = number_of_places(layer, n) * (width + o * shape_of(layer.nodes[0])[-1])
+    first, *others = layer.uses
+    return {first: size * kept, **dict.fromkeys(others, 0)}, 0
+
+
+def entries_beside(layer, node):
+    "Of the patches that a filter meets, or what a scale is beside."
+    after = shape_of(node)
+    if layer.has("filter"):
+        weight = node._saved_weight
+        return after[0] * math.prod(after[2:]) * node._saved_groups * weight.shape[1:].numel()
+    return math.prod(after) if layer.has("scale") else 0

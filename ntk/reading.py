@@ -3,11 +3,13 @@
 A kernel of one set of inputs with itself is symmetric, for it holds inner products. Each mixes how
 long two gradients are with how well they agree. `cosine` leaves the lengths out. `alignment`
 compares the entries with those that the labels would like to see. `spectrum` finds the directions
-in which the kernel acts as a number. All three take a tensor, an array or nested lists.
+in which the kernel acts as a number. All three take a tensor, an array or nested lists, and read
+lists in float64, as NumPy does.
 """
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -17,16 +19,19 @@ from ntk.checks import require
 def cosine(kernel):
     """The cosine of the angle between two gradients, Θ[i, j] / √(Θ[i, i] Θ[j, j]).
 
-    kernel (N, N) → (N, N), with ones on the diagonal. A row whose diagonal is zero (a gradient of
-    length zero) becomes zero. Raises ValueError if the kernel is not square, symmetric and finite,
-    or has a negative diagonal.
+    kernel (N, N) → (N, N) in its dtype, with exact ones on the diagonal and nothing beyond ±1, so
+    that `arccos` has no NaN. A row whose diagonal is zero (a gradient of length zero) becomes zero.
+    Raises ValueError if the kernel is not square, symmetric, real and finite, or has a negative
+    diagonal.
     """
     kernel = checked_kernel(kernel)
     lengths = kernel.diagonal().sqrt()
     require(not lengths.isnan().any(), "kernel must have no negative diagonal entry, "
             f"got {kernel.diagonal().min():.3g}")
     inverse = torch.where(lengths > 0, 1 / lengths, 0)
-    return kernel * inverse[:, None] * inverse
+    cosines = (kernel * inverse[:, None] * inverse).clamp(-1, 1)
+    cosines.diagonal().copy_(lengths > 0)
+    return cosines
 
 
 def alignment(kernel, labels):
@@ -37,9 +42,9 @@ def alignment(kernel, labels):
     same number. Both Θ and T are centred first.
 
     Source: Cortes, Mohri & Rostamizadeh 2012, arXiv:1203.0550, section 2 (uncentred: Cristianini
-    et al. 2001). Raises ValueError for a kernel that is not square, symmetric and finite, for
-    labels of another length or not finite, and where centring leaves nothing (all labels equal, a
-    constant kernel).
+    et al. 2001). Raises ValueError for a kernel that is not square, symmetric, real and finite,
+    for labels of another length, complex or not finite, and where centring leaves nothing (all
+    labels equal, a constant kernel).
     """
     kernel = checked_kernel(kernel).double()
     target = labels_own_kernel(labels, kernel)
@@ -49,7 +54,7 @@ def alignment(kernel, labels):
 
 def labels_own_kernel(labels, kernel):
     "T (N, N), with the dtype and on the device of the kernel that it is for."
-    labels = torch.as_tensor(labels)
+    labels = real_numbers(labels, "labels")
     targets = labels.is_floating_point()
     require(labels.ndim in ((1, 2) if targets else (1,)) and len(labels) == len(kernel),
             f"labels must have shape ({len(kernel)},), one per row of the kernel, "
@@ -82,7 +87,8 @@ def spectrum(kernel):
     N).
 
     Computed in float64, whatever the kernel's dtype. The sign of each eigenvector is fixed: its
-    largest entry is positive. Raises ValueError if the kernel is not square, symmetric and finite.
+    largest entry is positive. Raises ValueError if the kernel is not square, symmetric, real and
+    finite.
     """
     eigenvalues, vectors = torch.linalg.eigh(checked_kernel(kernel).double())
     largest = vectors.abs().argmax(0, keepdim=True)
@@ -106,10 +112,27 @@ def checked_kernel(kernel):
 
 def checked_matrix(kernel):
     "Any kernel (N1, N2), as a floating tensor without a graph; refused unless it is finite."
-    kernel = torch.as_tensor(kernel).detach()
+    kernel = real_numbers(kernel, "kernel")
     hint = "; choose a pair of outputs, kernel[:, :, a, b]" if kernel.ndim == 4 else ""
     require(kernel.ndim == 2 and kernel.numel() > 0,
             f"kernel must have two axes, (N, N), got shape {tuple(kernel.shape)}{hint}")
     kernel = kernel if kernel.is_floating_point() else kernel.double()
     require(kernel.isfinite().all(), "kernel must be finite, got NaN or infinity")
     return kernel
+
+
+def real_numbers(values, name):
+    """A tensor without a graph, of a tensor, an array or nested lists of numbers called `name`.
+
+    By way of NumPy, which reads lists in float64, and copies what has negative strides.
+    """
+    if isinstance(values, (list, tuple)) and any(isinstance(v, torch.Tensor) for v in values):
+        values = torch.stack([real_numbers(v, name) for v in values])
+    try:
+        tensor = values if isinstance(values, torch.Tensor) else torch.as_tensor(np.array(values))
+    except (TypeError, ValueError) as error:
+        reason = str(error).split(". ")[0]
+        raise type(error)(f"{name} must be a tensor, an array or a list of numbers, got "
+                          f"{type(values).__name__}: {reason}") from error
+    require(not tensor.is_complex(), f"{name} must be real, got {tensor.dtype}")
+    return tensor.detach()

@@ -17,8 +17,11 @@ import ntk_helpers
 FLOORS = [  # from the ground up; a file imports from the floors below its own
     ["ntk.checks"],
     ["ntk.model", "ntk.gradients", "ntk.graph", "ntk.reading"],
-    ["ntk.layers", "ntk.infinite"],
-    ["ntk.kernel"],
+    ["ntk.shares", "ntk.infinite"],
+    ["ntk.layers"],
+    ["ntk.memory"],
+    ["ntk.products"],
+    ["ntk.kernel", "ntk.tangent", "ntk.batch"],
     ["ntk.training"],
     ["ntk"],
     ["ntk.notebook", "ntk.notebook.pictures"],

@@ -331,6 +331,19 @@ def normalised(conv, norm):
     return model
 
 
+def scaled_channels(net, x):
+    return net.last(torch.tanh(net.conv(x) * net.scale).mean((2, 3)))
+
+
+def filtered_twice(net, x):
+    return net.last(torch.tanh(net.conv(torch.tanh(net.conv(x)))).mean(2))
+
+
+def two_dilations_of_a_filter(net, x):
+    near, far = F.conv1d(x, net.w, net.b), F.conv1d(x, net.w, net.b, stride=2, dilation=3)
+    return net.last(torch.sin(near).sum(2) + torch.cos(far).sum(2))
+
+
 def squeeze_and_excite(net, x):
     z = net.conv(x)
     gates = net.up(torch.relu(net.down(z.mean((2, 3))))).sigmoid()
@@ -387,6 +400,14 @@ CONVOLUTIONS = {
                            nn.InstanceNorm1d(3, affine=True, track_running_stats=True)),
         real(2, 5)),
     "batch norm 2d": Case(lambda: normalised(nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3)), real(2, 3, 3)),
+    "learned scale for each channel": Case(
+        lambda: Own(scaled_channels, conv=nn.Conv2d(2, 3, 2), scale=weight(3, 1, 1),
+                    last=nn.Linear(3, 2)), real(2, 3, 3)),
+    "one filter, applied twice": Case(
+        lambda: Own(filtered_twice, conv=nn.Conv1d(2, 2, 2), last=nn.Linear(2, 2)), real(2, 5)),
+    "one filter, two dilations": Case(
+        lambda: Own(two_dilations_of_a_filter, w=weight(3, 2, 2), b=weight(3),
+                    last=nn.Linear(3, 2)), real(2, 6)),
     "squeeze and excitation": Case(
         lambda: Own(squeeze_and_excite, conv=nn.Conv2d(2, 4, 2), down=nn.Linear(4, 2),
                     up=nn.Linear(2, 4), last=nn.Linear(4, 2)), real(2, 3, 3)),
@@ -459,6 +480,14 @@ def lookup_with_one_position(net, x):
     return net.last(torch.tanh(net.lookup(x) + net.position).sum(1))
 
 
+def lookup_twice(net, x):
+    return net.last(torch.tanh(net.lookup(x) * net.lookup((x + 1) % 7)).sum(1))
+
+
+def lookup_time_by_time(net, x):
+    return net.last(torch.tanh(net.lookup(x.T)).sum(0))
+
+
 def lookup_and_read_out(net, x):
     return F.linear(torch.tanh(net.lookup(x)).sum(1), net.lookup.weight)
 
@@ -503,8 +532,24 @@ SEQUENCES = {
     "embedding with one position": Case(  # added like a bias
         lambda: Own(lookup_with_one_position, lookup=nn.Embedding(7, 3), position=weight(3),
                     last=nn.Linear(3, 2)), tokens(4)),
+    "embedding with broadcast positions": Case(
+        lambda: Own(lookup_with_positions, lookup=nn.Embedding(7, 3), positions=weight(1, 4, 3),
+                    last=nn.Linear(12, 2)), tokens(4)),
+    "embedding with padding": Case(  # a row without gradient
+        lambda: sequence(nn.Embedding(7, 3, padding_idx=2), nn.Tanh(), nn.Flatten(),
+                         nn.Linear(12, 2)), tokens(4)),
+    "embedding, time by time": Case(
+        lambda: Own(lookup_time_by_time, lookup=nn.Embedding(7, 3), last=nn.Linear(3, 2)),
+        tokens(4)),
+    "one embedding, used twice": Case(
+        lambda: Own(lookup_twice, lookup=nn.Embedding(7, 3), last=nn.Linear(3, 2)), tokens(4)),
     "embedding bag": Case(
         lambda: sequence(nn.EmbeddingBag(7, 3, mode="sum"), nn.Tanh(), nn.Linear(3, 2)),
+        tokens(4)),
+    "embedding bag, mean": Case(
+        lambda: sequence(nn.EmbeddingBag(7, 3), nn.Tanh(), nn.Linear(3, 2)), tokens(4)),
+    "embedding bag, maximum": Case(
+        lambda: sequence(nn.EmbeddingBag(7, 3, mode="max"), nn.Tanh(), nn.Linear(3, 2)),
         tokens(4)),
     "embedding and read-out share a weight": Case(
         lambda: Own(lookup_and_read_out, lookup=nn.Embedding(7, 3)), tokens(4)),
@@ -688,6 +733,8 @@ OWN = {
         bare(lambda net, x: torch.tanh(x @ net.w + net.b) @ net.v, w=(4, 3), b=(3,), v=(3, 2)),
         real(4)),
     "b + x @ W": Case(bare(lambda net, x: net.b + x @ net.w, w=(4, 3), b=(3,)), real(4)),
+    "x @ W @ W": Case(bare(lambda net, x: torch.tanh(x @ net.w) @ net.w, w=(4, 4)), real(4)),
+    "x - b": Case(bare(lambda net, x: torch.sin(x - net.b), b=(4,)), real(4)),
     "x @ W - b": Case(bare(lambda net, x: torch.sin(x @ net.w - net.b), w=(4, 3), b=(3,)), real(4)),
     "W @ x": Case(bare(lambda net, x: torch.sin(net.w @ x.T).T, w=(3, 4)), real(4)),
     "square W @ x": Case(  # as many rows as examples, in whatever order
@@ -789,9 +836,6 @@ OWN = {
         lambda: Own(towers, layer=nn.Linear(2, 3), last=nn.Linear(6, 2)), real(4)),
 }
 
-ZOO = {name: Case(make, real(4)) for name, make in MODELS.items()} | CONVOLUTIONS | SEQUENCES | OWN
-
-
 # Gradients that vmap gets wrong, by some per cent and without an error
 
 
@@ -805,6 +849,10 @@ WRONG_UNDER_VMAP = {
     "PReLU, five outputs for five examples": Case(
         lambda: mlp(4, 3, 5, activation=nn.PReLU()), real(4)),
 }
+
+
+ZOO = ({name: Case(make, real(4)) for name, make in MODELS.items()}
+       | CONVOLUTIONS | SEQUENCES | OWN | WRONG_UNDER_VMAP)
 
 
 # What the first examples do not show: for 12 examples, of which five are looked at closely

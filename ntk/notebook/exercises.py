@@ -6,6 +6,7 @@ unsolved.
 """
 
 import copy
+import dis
 import html
 import inspect
 import math
@@ -46,8 +47,12 @@ def ask(question, options, right):
     One click shows whether an option is right, and why.
 
     options: {option: the reason why it is right or wrong}, in the order shown.
-    right: the right option. Raises ValueError if it is none of them.
+    right: the right option. Raises ValueError if it is none of them, and TypeError for options
+        that are no such dict.
     """
+    texts = [*options, *options.values()] if isinstance(options, dict) else [None]
+    require(all(isinstance(text, str) for text in texts), "options must be a dict of strings, "
+            f"{{option: the reason why it is right or wrong}}, got {options!r}", TypeError)
     require(right in options, f"right must be one of the options {list(options)}, got {right!r}")
     return Question(question, options, right)
 
@@ -84,14 +89,28 @@ def verdict_on_function(function, calls):
         name = getattr(function, "__name__", "your function")
         call = f"{name}({', '.join(map(in_brief, arguments))})"
         try:
-            verdict = verdict_on(function(*copy.deepcopy(arguments)), expected)
+            answer = function(*copy.deepcopy(arguments))
+            verdict = verdict_on(answer, expected)
         except Exception as error:
             return f"Not yet: {call} raises {type(error).__name__}: {error}"
+        if answer is None and not is_unwritten(function):
+            return f"Not yet: {call} returned nothing (`return` missing?)."
         if verdict == NOT_ATTEMPTED:
             return NOT_ATTEMPTED
         if verdict != RIGHT:
             return f"{verdict} Tried: {call}"
     return RIGHT
+
+
+def is_unwritten(function):
+    "Whether this is still `def function(…): ...`, which compiles to what an empty function does."
+    def empty():
+        ...
+
+    if not inspect.isfunction(function) or function.__name__ == "<lambda>":
+        return False
+    steps, none = ([step.opname for step in dis.get_instructions(f)] for f in (function, empty))
+    return steps == none
 
 
 def in_brief(value):
@@ -102,6 +121,8 @@ def in_brief(value):
 
 
 def verdict_on_word(answer, expected):
+    if isinstance(answer, (torch.Tensor, np.ndarray)) and math.prod(answer.shape) == 1:
+        answer = answer.reshape(()).tolist()  # True from tensor(True)
     same = str(answer).strip().casefold() == str(expected).strip().casefold()
     return RIGHT if same else f"Not yet: {answer!r} is not it."
 
@@ -128,11 +149,18 @@ def verdict_on_numbers(answer, expected):
 def as_numbers(value):
     "The value as an array of numbers, or None."
     try:
-        is_tensor = isinstance(value, torch.Tensor)
-        array = value.detach().cpu().numpy() if is_tensor else np.asarray(value)
+        array = np.asarray(without_tensors(value))
     except Exception:  # from a learner's own class, say
         return None
     return array if array.dtype.kind in "iubf" else None
+
+
+def without_tensors(value):
+    "Arrays in place of tensors, also in lists. NumPy has neither graphs nor bfloat16."
+    if isinstance(value, torch.Tensor):
+        value = value.double() if value.is_floating_point() else value
+        return value.numpy(force=True)
+    return [without_tensors(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def is_exact(want):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from IPython.display import display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
@@ -48,9 +49,9 @@ class Explorer(widgets.VBox):
     draw: a function; draw(**values) returns a figure or axes, best the same one each time with its
         artists updated.
     alt: the picture's text, a format string filled with the values and the figure's `title`.
-    controls: a list (a slider over its entries), a tuple (min, max[, step]), a bool, or a widget.
-        Each starts at the default that `draw` gives its argument, if any.
-        `controls["width"].value = 64` moves one.
+    controls: a list or array (a slider over its entries, or with pairs (label, value) over these
+        values), a tuple (min, max[, step]), a bool, or a widget. Each starts at the default that
+        `draw` gives its argument, if any. `controls["width"].value = 64` moves one.
 
     If `draw` raises, its message stands under the controls and the last good picture stays. Raises
     TypeError or ValueError for controls that it cannot make or `draw` does not take, and ValueError
@@ -151,14 +152,19 @@ def require_known_fields(alt, values):
 
 def control_for(name, spec, default):
     "The control that `spec` stands for, at `default` unless that is None."
-    control = widget_for(spec)
+    try:
+        control = widget_for(spec)
+    except Exception as error:  # of ipywidgets, which does not know the name
+        control, reason = None, f": {error}"
+    else:
+        reason = ""
     require(isinstance(control, widgets.ValueWidget),
-            f"{name} must be a list, a tuple (min, max[, step]), a bool or a widget, got {spec!r}",
-            TypeError)
+            f"{name} must be a list, a tuple (min, max[, step]), a bool or a widget, got {spec!r}"
+            f"{reason}", TypeError)
     if default is not None:
         with suppress(TraitError):
             control.value = default
-        require(control.value == default,
+        require(np.array_equal(control.value, default),
                 f"{name} must offer draw's default, {default!r}, got {spec!r}")
     control.description = control.description or name.replace("_", " ")
     control.tooltip = control.tooltip or f"{control.description}: use the arrow keys, or drag"
@@ -170,11 +176,32 @@ def control_for(name, spec, default):
 
 def widget_for(spec):
     "A new widget, or the one that `spec` is; None where there is none."
+    if isinstance(spec, (np.ndarray, np.generic, torch.Tensor)):
+        spec = spec.tolist()
+    if isinstance(spec, tuple):
+        spec = tuple(map(plain, spec))
     if not isinstance(spec, list):
         return widgets.interactive.widget_from_abbrev(spec)
-    if not spec:
+    return slider_over([plain(entry) for entry in spec])
+
+
+def plain(entry):
+    "Python's number in place of NumPy's or PyTorch's, whose type would stand in the text."
+    return entry.item() if getattr(entry, "ndim", None) == 0 else entry
+
+
+def slider_over(entries):
+    "The slider, or None where there is nothing to slide over."
+    if not entries:
         return None
-    slider = widgets.SelectionSlider(options=spec)
+    require(not any(entry is None for entry in entries), "None is not a value of a slider")
+    require(not any(hasattr(entry, "ndim") for entry in entries), "an array is not a value of a "
+            "slider: slide over positions, list(range(len(arrays)))")
+    labelled = all(isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str)
+                   for entry in entries)
+    # else ipywidgets would take any two numbers for a label and its value
+    options = entries if labelled else [(str(entry), entry) for entry in entries]
+    slider = widgets.SelectionSlider(options=options)
     slider.add_class("ntk-list")
     return slider
 

@@ -14,7 +14,7 @@ import torch
 from IPython.display import display
 
 from ntk.checks import require
-from ntk.reading import checked_matrix
+from ntk.reading import checked_matrix, real_numbers
 
 
 def set_style():
@@ -47,13 +47,15 @@ def plot_kernel(kernel, *, ax=None, order=None, title=""):
     once a negative entry is more than a quarter as large as the largest.
 
     ax: where to draw. A heatmap that is there already is updated, which is faster than a new one.
+        Once `ax` is cleared, a new one is drawn beside the colour bar of the old.
     order: a permutation (N,) of the rows and columns of a square kernel, say `labels.argsort()`.
 
-    Raises ValueError if the kernel is not a finite matrix, or `order` no permutation of its rows.
+    Raises ValueError if the kernel is not a real and finite matrix, or `order` no permutation of
+    its rows.
     """
     kernel = checked_matrix(kernel).double().cpu()
     if order is not None:
-        kernel = reordered(kernel, torch.as_tensor(order).cpu())
+        kernel = reordered(kernel, real_numbers(order, "order").cpu())
     if ax is None:
         ax = plt.subplots(figsize=(5, 4.2))[1]
     drawn = [image for image in ax.images if image.get_label() == "kernel"]
@@ -68,22 +70,37 @@ def plot_kernel(kernel, *, ax=None, order=None, title=""):
 
 def reordered(kernel, order):
     rows, columns = kernel.shape
-    permutes = not order.is_floating_point() and torch.equal(order.sort()[0], torch.arange(rows))
+    integers = not order.is_floating_point() and order.dtype != torch.bool
+    permutes = integers and torch.equal(order.sort()[0], torch.arange(rows))
     require(permutes and rows == columns,
             f"order must be a permutation of 0 … {rows - 1} for a square kernel, got a kernel of "
             f"shape {tuple(kernel.shape)} and order of shape {tuple(order.shape)}")
+    order = order.long()  # uint8 would be a mask
     return kernel[order][:, order]
 
 
 def first_heatmap(kernel, ax):
     "An image with all that stays when it is updated. Its label is how a later call finds it."
     image = ax.imshow(kernel.numpy(), label="kernel", interpolation="nearest")
-    bar = ax.figure.colorbar(image, ax=ax)
+    bar = colour_bar(image, ax)
     bar.ax.set_xlabel("kernel", labelpad=7)  # below: above it, a long title would run into it
     bar.ax.locator_params(nbins=3)
     ax.set(xticks=[], yticks=[])  # they would take a third of the time of a redraw
     ax.spines[:].set_visible(False)
     return image
+
+
+def colour_bar(image, ax):
+    "A new one, or what `ax.clear()` left of the last: it would stay beside the new one for ever."
+    bar = getattr(ax, "ntk_bar", None)
+    place = bar.ax if bar is not None and bar.ax in ax.figure.axes else None
+    if place is None or bar.solids not in place.collections:  # or that was cleared, too
+        bar = ax.ntk_bar = ax.figure.colorbar(image, cax=place, ax=ax)
+    else:
+        image.colorbar, bar.mappable = bar, image
+        image.colorbar_cid = image.callbacks.connect("changed", bar.update_normal)
+        bar.update_normal(image)
+    return bar
 
 
 def set_colours(image, kernel):

@@ -26,6 +26,7 @@ from ntk.graph import (
     consumers_of,
     find_layers,
     gradients_at,
+    inputs_at,
     keeps_rows,
     places,
 )
@@ -45,10 +46,12 @@ PARAMETERS_IN_PRODUCTS = {  # forward → {name: (its factor, its axes in the pr
                     {"w": (1, (0, 1)), "b": (3, (0,))}),
     "b + x @ W": (lambda net, x: net.b + x @ net.w, {"w": (1, (0, 1)), "b": (1, (0,))}),
     "x @ (W + W)": (lambda net, x: x @ (net.w + net.w), {}),
-    "x @ W @ W": (lambda net, x: x @ net.w @ net.w, {}),
+    "x @ W @ W": (lambda net, x: x @ net.w @ net.w, {"w": (1, (0, 1))}),
+    "x @ -W - b": (lambda net, x: x @ -net.w - net.b, {"w": (-1, (0, 1)), "b": (-1, (0,))}),
+    "x @ W + x @ Wᵀ": (lambda net, x: x @ net.w + x @ net.w.T, {}),
     "x @ W²": (lambda net, x: x @ (net.w * net.w), {}),
     "x @ (1 / W)": (lambda net, x: x @ (1 / net.w), {}),
-    "x @ (W · b)": (lambda net, x: x @ (net.w * net.b), {}),
+    "x @ (W · b)": (lambda net, x: x @ (net.w * net.b), {"b": (1, (0,))}),  # whose rows are not x's
     "x @ W[:, :2]": (lambda net, x: x @ net.w[:, :2], {}),
 }
 
@@ -58,14 +61,48 @@ def test_the_graph_tells_how_a_parameter_is_used(name):
     rule, expected = PARAMETERS_IN_PRODUCTS[name]
     model, x = bare(rule, w=(4, 4), b=(4,))(), data()
     layers, others = find_layers(model, model(x), ["w", "b"])
-    uses = {name: use for node in layers.values() for name, use in node.items()}
+    uses = {name: use for layer in layers for name, use in layer.uses.items()}
     assert {name: use.axes for name, use in uses.items()} == {
         name: axes for name, (_, axes) in expected.items()}
     for name, (factor, _) in expected.items():
         assert uses[name].factor == pytest.approx(factor, rel=1e-12)
     if "w" in uses:
-        assert torch.equal(uses["w"].inputs, x)
+        [nodes] = [layer.nodes for layer in layers if "w" in layer.uses]
+        assert uses["w"].role == "matrix" and uses["w"].aligned == (4, 4)
+        assert any(torch.equal(inputs_at(node, uses["w"]), x) for node in nodes)
+    if "b" in uses:
+        assert uses["b"].role == ("bias" if "w" in uses else "scale")
+        assert uses["b"].aligned == (4,)
     assert ("w" in others) == ("w" not in uses)
+
+
+ROLES = {  # a layer, its inputs → {name: (role, aligned)}, or {} where it is not known
+    "embedding": (lambda: nn.Embedding(7, 3), (5, 4), {"weight": ("table", (1,))}),
+    "bags": (lambda: nn.EmbeddingBag(7, 3, mode="sum"), (5, 4), {"weight": ("table", (4,))}),
+    "bags, the maximum": (lambda: nn.EmbeddingBag(7, 3, mode="max"), (5, 4), {}),
+    "bags with padding": (lambda: nn.EmbeddingBag(7, 3, padding_idx=0), (5, 4), {}),
+    "layer norm": (lambda: nn.LayerNorm(3), (5, 2, 3), {
+        "weight": ("scale", (3,)), "bias": ("bias", (3,))}),
+    "batch norm": (lambda: nn.BatchNorm2d(3).eval(), (5, 3, 2, 2), {
+        "weight": ("scale", (3, 1, 1)), "bias": ("bias", (3, 1, 1))}),
+    "group norm": (lambda: nn.GroupNorm(1, 3), (5, 3, 2), {
+        "weight": ("scale", (3, 1)), "bias": ("bias", (3, 1))}),
+    "convolution": (lambda: nn.Conv1d(3, 2, 2), (5, 3, 4), {
+        "weight": ("filter", (2, 3, 2)), "bias": ("bias", (2, 1))}),
+    "transposed convolution": (lambda: nn.ConvTranspose1d(3, 2, 2), (5, 3, 4), {
+        "bias": ("bias", (2, 1))}),
+}
+
+
+@pytest.mark.parametrize("name", ROLES)
+def test_the_graph_tells_the_role_of_a_parameter(name):
+    make, shape, expected = ROLES[name]
+    module = make()
+    table = isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+    x = torch.randint(1, 7, shape) if table else torch.randn(shape)
+    layers, _ = find_layers(module, module(x), [name for name, _ in module.named_parameters()])
+    assert {name: (use.role, use.aligned) for layer in layers
+            for name, use in layer.uses.items()} == expected
 
 
 def test_the_graph_tells_what_flows_where():
@@ -88,15 +125,15 @@ def test_what_the_graph_does_not_show_may_be_used_all_the_same(name, expected):
 
 
 def seen_in(model, x):
-    "The outputs, where their graph starts, and the products in it, {node: {name: Use}}."
+    "The outputs, where their graph starts, and the layers in it."
     outputs, start = forward(model, x, "x")
     layers, _ = find_layers(model, outputs, [name for name, _ in model.named_parameters()])
     return outputs, start, layers
 
 
 def by_weight(layers):
-    "{a name: the node of the product it enters}."
-    return {name: node for node, uses in layers.items() for name in uses}
+    "{a name: the one node that it enters}."
+    return {name: layer.nodes[0] for layer in layers for name in layer.uses}
 
 
 def test_gradients_at_two_layers_are_those_of_the_chain_rule():

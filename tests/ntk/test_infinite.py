@@ -13,9 +13,10 @@ from definitions import DATA
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ntk import MLP, compute_ntk, infinite_width_ntk
-from ntk.infinite import Kernels, relu_dual
+from ntk.infinite import Kernels, angle_between, relu_dual
 from ntk.model import ACTIVATIONS
 
 # Against Neural Tangents
@@ -130,6 +131,115 @@ def test_hard_inputs_against_sixty_digits(activation, hidden_layers, weight_std,
             pair = [float(number) for number in exact_kernels(x[i], x[j], **net)]
             exact[:, i, j] = exact[:, j, i] = torch.tensor(pair, dtype=torch.float64)
     assert_entries_agree(infinite_width_ntk(x, **net), exact, rtol=1e-6)
+
+
+# Angles of the inputs: by arccos, and exactly for pairs that are nearly parallel or opposite
+
+
+def pairs_at(angles, d):
+    "Unit vectors u and v, each (M, d); u[m] and v[m] are at angles[m], but for rounding."
+    u, v = torch.tensor(np.random.default_rng(d).standard_normal((2, len(angles), d)))
+    u = F.normalize(u)
+    v = F.normalize(v - (u * v).sum(1, keepdim=True) * u)
+    return u, F.normalize(angles.cos()[:, None] * u + angles.sin()[:, None] * v)
+
+
+def exact_angle(u, v):
+    "By Gram–Schmidt, which cancels in as many digits as mpmath is told."
+    u, v = ([mp.mpf(float(number)) for number in x] for x in (u, v))
+    along = mp.fdot(u, v) / mp.fdot(u, u)
+    across = [b - along * a for a, b in zip(u, v)]
+    return mp.atan2(mp.norm(across), along * mp.norm(u))
+
+
+@pytest.mark.parametrize("d", [2, 50, 784])
+@pytest.mark.parametrize("among", ["others", "themselves"])
+def test_angles_are_exact_but_for_rounding(d, among):
+    """From 1e-9 to π − 1e-9. Among all pairs of u and v few are nearly parallel, and these are
+    picked; of the pairs (m, m) half are, and all pairs are done as if they were."""
+    small = torch.cat([10 ** torch.linspace(-9, 0, 28), torch.linspace(0.1, 0.2, 12)]).double()
+    angles = torch.cat([small, math.pi - small])
+    u, v = pairs_at(angles, d)
+    size = len(u)
+    if among == "others":
+        spread = F.normalize(torch.tensor(np.random.default_rng(0).standard_normal((80, d))))
+        u, v = torch.cat([u, spread]), torch.cat([v, spread.flip(0)])
+        i, j = torch.cartesian_prod(torch.arange(len(u)), torch.arange(len(v))).T
+    else:
+        i = j = torch.arange(size)
+    cosine = (u @ v.T)[i, j]
+    assert (4 * (cosine.abs() > 0.99).sum() > len(i)) == (among == "themselves")
+    got = angle_between(u, v, i, j, cosine)[(i == j) & (i < size)]
+    with mp.workdps(60):
+        exact = [exact_angle(*pair) for pair in zip(u[:size], v[:size])]
+        errors = torch.tensor([float(abs(mp.mpf(a.item()) - b)) for a, b in zip(got, exact)])
+    exact, eps = torch.tensor([float(angle) for angle in exact]).double(), 2**-52
+    # Sums of d squares and of d products round like random walks. Lengths that differ from 1 add
+    # to a difference at a right angle; the arccos has the slope 1 / sin.
+    walk = (4 + d**0.5) * eps
+    steep, gentle = walk * exact + (4 * eps) ** 2 / exact, walk / exact.sin()
+    assert (errors <= torch.where(exact.cos().abs() > 0.99, steep, gentle)).all()
+
+
+class LargestResult(TorchDispatchMode):
+    "Keeps the number of entries of the largest tensor that an operation returns."
+
+    entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.entries = max(self.entries, out.numel())
+        return out
+
+
+@pytest.mark.parametrize("one", [False, True])
+@pytest.mark.parametrize("share", [0.15, 1.0])
+def test_inputs_that_are_all_nearly_parallel_take_no_more_memory(share, one):
+    "Their differences, of all pairs, are 200 times as large as the kernel."
+    rng = np.random.default_rng(0)
+    x = torch.tensor(rng.standard_normal((500, 200)))
+    x[:round(500 * share**0.5)] = torch.tensor(1 + 1e-3 * rng.standard_normal(200))
+    x += 1e-6 * torch.tensor(rng.standard_normal(x.shape))
+    if share == 1:
+        x[::2] *= -1
+    with LargestResult() as largest:
+        kernels = infinite_width_ntk(x, None if one else x.clone(), hidden_layers=2)
+    assert largest.entries <= 2**18 + 500 * 501  # the vectors picked at once; indices of pairs
+    pairs = rng.integers(0, 500, (2, 20))
+    with mp.workdps(60):
+        exact = [exact_kernels(x[i], x[j], "relu", 2, 2**0.5, 0.0) for i, j in pairs.T]
+    for kernel, expected in zip(kernels, zip(*exact)):
+        expected = torch.tensor([float(number) for number in expected], dtype=torch.float64)
+        torch.testing.assert_close(kernel[tuple(pairs)], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("n1, n2", [(30, None), (30, 17), (17, 30), (1, 30), (30, 1)])
+@pytest.mark.parametrize("at_once", [1, 7, 30, 100])
+def test_kernels_do_not_depend_on_how_many_pairs_are_done_at_once(n1, n2, at_once, monkeypatch):
+    rng = np.random.default_rng(0)
+    x1 = torch.tensor(rng.standard_normal((n1, 2)))
+    x2 = None if n2 is None else torch.tensor(rng.standard_normal((n2, 2)))
+    expected = infinite_width_ntk(x1, x2, hidden_layers=2, bias_std=0.1)
+    monkeypatch.setattr("ntk.infinite.PAIRS", at_once)
+    for got, kernel in zip(infinite_width_ntk(x1, x2, hidden_layers=2, bias_std=0.1), expected):
+        torch.testing.assert_close(got, kernel, rtol=1e-14, atol=1e-14)
+
+
+def test_inputs_that_are_compared_with_themselves_cost_each_pair_once():
+    calls = []
+
+    def counted(u):
+        calls.append(u.shape)
+        return u.tanh()
+
+    x = hard_inputs()[:6]
+    symmetric = infinite_width_ntk(x, activation=counted)
+    once = len(calls)
+    both = infinite_width_ntk(x, x.clone(), activation=counted)
+    assert once * 36 == (len(calls) - once) * 21
+    for got, kernel in zip(symmetric, both):
+        torch.testing.assert_close(got, kernel, rtol=1e-12, atol=1e-14)
 
 
 # Quadrature
@@ -364,6 +474,9 @@ def in_float32(u):
     ((X,), {"activation": nn.Dropout()}, ValueError, "not at random"),
     ((X,), {"activation": ["relu"]}, ValueError, "activation must be a callable or one of"),
     ((X + 1j,), {}, ValueError, "x1 must be real"),
+    (([[1j, 0.0]],), {}, ValueError, "x1 must be real"),
+    ((None,), {}, TypeError, "x1 must be a tensor, an array or a list of numbers, got NoneType"),
+    ((X, [[1.0], [1.0, 2.0]]), {}, ValueError, "x2 must be a tensor, an array or a list"),
     ((None,), {}, TypeError, "numpy.object_"),
     ((X,), {"activation": torch.exp, "hidden_layers": 9}, ValueError, "must be finite"),
     ((X,), {"weight_std": 1e200}, ValueError, "must be finite"),

@@ -52,6 +52,10 @@ def alignment_with_two_classes(kernel):
     (psd()[:0, :0], r"kernel must have two axes.*got shape \(0, 0\)"),
     (psd()[:, :, None, None],
      r"kernel must have two axes.*got shape \(6, 6, 1, 1\); choose .*kernel\[:, :, a, b\]"),
+    (torch.tensor([[2, 1j], [-1j, 2]]), "kernel must be real, got torch.complex64"),
+    (psd().numpy() + 0j, "kernel must be real, got torch.complex128"),
+    ([[1.0, 1j], [-1j, 1.0]], "kernel must be real, got torch.complex128"),
+    ([[1.0, 2.0], [3.0]], "kernel must be a tensor, an array or a list of numbers, got list"),
 ])
 def test_a_kernel_must_be_square_symmetric_and_finite(kernel, message, reader):
     with pytest.raises(ValueError, match=message):
@@ -72,12 +76,27 @@ def test_a_kernel_is_symmetric_to_the_precision_of_its_dtype(dtype, error, refus
         assert_close(cosine(kernel), np.ones((3, 3)), 2 * error)
 
 
+@pytest.mark.parametrize("nothing", [None, "kernel", {"a": 1}, [["a"]]])
+def test_what_is_no_kernel_is_refused_by_name(nothing):
+    with pytest.raises(TypeError, match="kernel must be a tensor, an array or a list of numbers"):
+        cosine(nothing)
+
+
+def as_rows(kernel):
+    return list(kernel)
+
+
+def backwards(kernel):
+    "An array with negative strides."
+    return kernel.flip(0, 1).numpy()[::-1, ::-1]
+
+
 def with_a_graph(kernel):
     return kernel.clone().requires_grad_()
 
 
 @pytest.mark.parametrize("given_as", [torch.clone, torch.Tensor.numpy, torch.Tensor.tolist,
-                                      torch.Tensor.float, with_a_graph])
+                                      torch.Tensor.float, with_a_graph, as_rows, backwards])
 def test_a_kernel_may_be_a_tensor_an_array_or_a_list(given_as):
     kernel, labels = psd(), [0, 1] * 3
     given = given_as(kernel)
@@ -100,6 +119,37 @@ def test_cosine_has_a_diagonal_of_ones_and_forgets_norms():
     kernel, lengths = psd(), torch.tensor([1, 10, 0.1, 2, 3, 1e-3], dtype=torch.float64)
     assert_close(cosine(kernel).diagonal(), torch.ones(6), 1e-14)
     assert_close(cosine(kernel * lengths[:, None] * lengths), cosine_by_numpy(kernel), 1e-12)
+
+
+def test_lists_are_read_in_float64():
+    numbers = [[1 / 3, 0.1], [0.1, 1 / 7]]
+    assert spectrum(numbers).eigenvalues.tolist() == spectrum(np.array(numbers))[0].tolist()
+    assert cosine(numbers).dtype == torch.float64
+    assert cosine(numbers)[0, 1].item() == pytest.approx(0.1 * 21**0.5, rel=1e-14)
+    assert cosine([list(row) for row in torch.eye(2)]).dtype == torch.float32  # those of tensors
+    expected = alignment(psd(), np.array([0.1, 0.2, 0.7, 0.4, 0.5, 0.6]))
+    assert alignment(psd().tolist(), [0.1, 0.2, 0.7, 0.4, 0.5, 0.6]) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(5))
+def test_cosines_are_within_one_and_their_diagonal_is_exactly_one(seed, dtype):
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(40, 6)) * 10 ** rng.uniform(-1, 1, size=(40, 1))
+    features[20:] = -2 * features[:20]  # antiparallel, and as parallel as rounding allows
+    kernel = torch.from_numpy(features @ features.T).to(dtype)
+    kernel[7], kernel[:, 7] = 0, 0
+    got = cosine(kernel)
+    assert got.dtype == dtype and not got.double().acos().isnan().any()
+    assert got.max() == 1 and got.min() >= -1
+    expected = torch.ones(40)
+    expected[7] = 0
+    assert got.diagonal().tolist() == expected.tolist()
+
+
+def test_the_angles_of_a_float32_kernel_have_no_nan():
+    angles = cosine(compute_ntk(mlp(4, 8).float(), data(20).float())).acos()
+    assert angles.diagonal().eq(0).all() and angles.isfinite().all()
 
 
 def test_cosine_of_a_gradient_of_length_zero_is_zero():
@@ -174,6 +224,8 @@ def test_alignment_ignores_the_order_of_examples():
      r"labels must have shape \(6,\), one per row of the kernel, got \(6, 2\)"),
     (psd(), np.zeros((6, 1, 1)), r"labels must have shape \(6,\).*got \(6, 1, 1\)"),
     (psd(), [0.0, 1, 2, 3, 4, math.nan], "labels must be finite"),
+    (psd(), [1j] * 6, "labels must be real"),
+    (psd(), [[0, 1], [1]], "labels must be a tensor, an array or a list of numbers"),
     (psd(), [1] * 6, "labels must not be constant"),
     (psd(), [0.1] * 6, "labels must not be constant"),
     (psd(9), [0.7] * 9, "labels must not be constant"),  # centred, 1e-16 of them is left

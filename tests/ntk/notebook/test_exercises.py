@@ -57,6 +57,13 @@ def test_what_was_not_attempted_is_known(answer, expected, verdict):
     (grid, grid), (grid.numpy(), grid), (grid.tolist(), grid),
     (grid.double() * 1.0005, grid), (grid + 1e-6, grid),
     ([True, False], [True, False]), ([], []), (math.nextafter(2.5, 3), 2.5), (2**53, 2**53),
+    (torch.tensor(True), True), (torch.tensor([False]), False), (np.array([[True]]), True),
+    (True, torch.tensor(True)), (torch.eye(2).eq(torch.eye(2).T).all(), True),
+    (grid.bfloat16(), grid), (grid.half(), grid), (grid, grid.bfloat16()), (grid.int(), grid),
+    (torch.tensor(0.5, dtype=torch.bfloat16), 0.5), (grid.to(torch.float8_e5m2), grid),
+    ([torch.tensor(1.0, requires_grad=True), torch.tensor(2.0)], [1.0, 2.0]),
+    (list(grid.bfloat16()), grid), (tuple(grid), grid.tolist()),
+    (torch.view_as_complex(grid.reshape(3, 2)).conj().imag, [-1.0, -3, -5]),
 ])
 def test_what_is_right_is_called_right(answer, expected, verdict):
     assert verdict(answer, expected) == "Right."
@@ -106,6 +113,10 @@ def test_a_small_error_next_to_large_entries_is_allowed(error, start, verdict):
     (math.nan, 1.0, "1 of 1 entries are NaN or infinite"),
     (grid / 0, grid, "6 of 6 entries are NaN or infinite"),
     ("3", 3, "expected numbers, got str"),
+    (torch.tensor(False), True, "False is not it"),
+    (torch.tensor([True, True]), True, "is not it"),
+    (torch.tensor(1), True, "1 is not it"),
+    (2 * grid.bfloat16(), grid, "too large by a factor 2"),
     ("tanh", "relu", "'tanh' is not it"),
     (3, "relu", "3 is not it"),
     (grid, "relu", "is not it"),
@@ -157,7 +168,9 @@ DOUBLES = [((2.0,), 4.0), ((torch.tensor([1.0, 3.0]),), torch.tensor([2.0, 6.0])
 @pytest.mark.parametrize("answer, calls, message", [
     (lambda a: 2 * a, DOUBLES, r"Right\.$"),
     (lambda a: ..., DOUBLES, "Not attempted yet"),
-    (lambda a: None, DOUBLES, "Not attempted yet"),
+    (lambda a: None, DOUBLES,
+     r"Not yet: <lambda>\(2\.0\) returned nothing \(`return` missing\?\)\.$"),
+    (print, [((), "a line")], r"Not yet: print\(\) returned nothing"),
     (..., DOUBLES, "Not attempted yet"),
     (lambda a: a + 2, DOUBLES,
      r"Not yet: 2 of 2 .* expected 2, got 3\. Tried: <lambda>\(\[1\.0, 3\.0\]\)"),
@@ -171,6 +184,39 @@ DOUBLES = [((2.0,), 4.0), ((torch.tensor([1.0, 3.0]),), torch.tensor([2.0, 6.0])
 ])
 def test_a_function_is_tried_on_every_case(answer, calls, message, verdict):
     assert re.search(message, verdict(answer, calls), re.DOTALL)
+
+
+def unwritten(a):
+    ...
+
+
+def unwritten_but_described(a):
+    "Twice a."
+
+
+def forgetful(a):
+    2 * a
+
+
+def forgetful_for_large_numbers(a):
+    if a < 2:
+        return 2 * a
+
+
+def in_place(a):
+    a *= 2
+
+
+@pytest.mark.parametrize("function, start", [
+    (unwritten, "Not attempted yet"), (unwritten_but_described, "Not attempted yet"),
+    (forgetful, r"Not yet: forgetful\(1\.0\) returned nothing"),
+    (forgetful_for_large_numbers,
+     r"Not yet: forgetful_for_large_numbers\(3\.0\) returned nothing"),
+    (in_place, r"Not yet: in_place\(1\.0\) returned nothing"),
+])
+def test_a_function_that_forgets_to_return_is_not_one_that_is_still_to_be_written(
+        function, start, verdict):
+    assert re.match(start, verdict(function, [((1.0,), 2.0), ((3.0,), 6.0)]))
 
 
 def test_a_function_is_lent_copies(verdict):
@@ -212,6 +258,16 @@ def test_a_question_is_text_for_readers_without_a_kernel():
 def test_a_right_option_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match="right must be one of the options"):
         ask("Which?", OPTIONS, right="neither")
+
+
+@pytest.mark.parametrize("options", [
+    ["this", "that"], ("this", "that"), "this", {"this", "that"}, None, {"this": None},
+    {"this": "yes", 4: "no"},
+])
+def test_options_that_are_no_dict_of_reasons_are_refused(options):
+    wanted = "options must be a dict of strings, {option: the reason why it is right or wrong}, got"
+    with pytest.raises(TypeError, match=re.escape(wanted)):
+        ask("Which?", options, right="this")
 
 
 # The score

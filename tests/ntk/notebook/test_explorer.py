@@ -236,6 +236,16 @@ CONTROLS = {  # what is given → the widget it becomes, and a value that it can
     "(min, max, step)": ((0, 10, 5), widgets.IntSlider, 10),
     "(float, float)": ((0.0, 1.0), widgets.FloatSlider, 0.3),
     "bool": (True, widgets.Checkbox, False),
+    "array": (np.array([1, 4, 16]), widgets.SelectionSlider, 16),
+    "tensor": (torch.tensor([1, 4, 16]), widgets.SelectionSlider, 16),
+    "list of NumPy's numbers": (list(np.linspace(0, 1, 3)), widgets.SelectionSlider, 0.5),
+    "list of tensors": ([torch.tensor(1), torch.tensor(2)], widgets.SelectionSlider, 2),
+    "list of lists": ([[20, 10], [20, 5]], widgets.SelectionSlider, [20, 5]),
+    "matrix": (np.arange(6).reshape(3, 2), widgets.SelectionSlider, [4, 5]),
+    "pairs": ([("few", 1), ("many", 100)], widgets.SelectionSlider, 100),
+    "pairs of numbers": ([(1, 2), (3, 4)], widgets.SelectionSlider, (3, 4)),
+    "(min, max) of NumPy": ((np.int64(0), np.int64(9)), widgets.IntSlider, 7),
+    "bool of NumPy": (np.True_, widgets.Checkbox, False),
     "list of strings": (["relu", "tanh"], widgets.SelectionSlider, "tanh"),
     "widget": (widgets.IntSlider(2, 0, 5), widgets.IntSlider, 3),
     "choice": (widgets.ToggleButtons(options=["relu", "tanh"]), widgets.ToggleButtons, "tanh"),
@@ -251,6 +261,17 @@ def test_controls_are_made_from_plain_values(spec, kind, value):
     assert getattr(control, "continuous_update", False) is False
     control.value = value
     assert shown(explorer)[1] == str(value)
+
+
+def test_a_default_that_is_an_array_is_refused_by_name():
+    default = np.ones(2)
+    with pytest.raises(ValueError, match="n must offer draw's default"):
+        Explorer(lambda n=default: tiny(), "", n=[1, 2])
+
+
+def test_numbers_of_numpy_stand_in_the_text_as_numbers():
+    for spec in (np.array([0.5, 1]), list(np.array([0.5, 1])), [np.float32(0.5)]):
+        assert repr(Explorer(tiny, "", n=spec)) == "Explorer(n=0.5)"
 
 
 def test_a_widget_keeps_its_own_description():
@@ -287,13 +308,19 @@ def test_controls_that_cannot_be_made_are_refused(spec):
         Explorer(tiny, "", width=spec)
 
 
-@pytest.mark.parametrize("spec", [None, [], widgets.Label])
+@pytest.mark.parametrize("spec", [
+    None, [], widgets.Label, [None, 1], [1, None], (5, 1), (1,), ("a", "b"), (0, 1, 0),
+    np.array([]), (None, 1), object(), [np.ones(2), np.zeros(2)], [torch.ones(2), 1],
+    [float("nan"), 1.0],
+])
 def test_the_refusal_of_a_control_names_it(spec):
     with pytest.raises(TypeError, match="width must be a list, a tuple .* a bool or a widget, got"):
         Explorer(tiny, "", width=spec)
 
 
-@pytest.mark.parametrize("spec", [[1, 2], (1, 20), ["a", "b"]], ids=str)
+@pytest.mark.parametrize("spec", [
+    [1, 2], (1, 20), ["a", "b"], np.array([1, 2]),
+], ids=str)
 def test_a_default_that_its_control_does_not_offer_is_refused(spec):
     with pytest.raises((TypeError, ValueError), match="width.*50"):
         Explorer(lambda width=50: tiny(), "", width=spec)
@@ -317,6 +344,25 @@ def test_text_that_names_an_unknown_field_is_refused_by_name():
     message = r"alt may name the controls \['width'\] and title, got {depth}"
     with pytest.raises(ValueError, match=message):
         Explorer(tiny, "{depth}", width=[1, 2])
+
+
+@pytest.mark.parametrize("layout", [None, "constrained"])
+def test_axes_that_are_cleared_at_each_step_keep_one_colour_bar(layout):
+    figure, ax = plt.subplots(layout=layout)
+
+    def draw(n=1):
+        ax.clear()
+        plot_kernel(np.eye(2) * n, ax=ax)
+        return figure
+
+    explorer = Explorer(draw, "{n}", n=[1, 2, 3])
+    places = [ax.get_position().bounds]
+    for n in (2, 3, 1, 2):
+        explorer.controls["n"].value = n
+        assert explorer.message.value == ""
+        places.append(ax.get_position().bounds)
+    assert len(figure.axes) == 2 and len(set(places)) == 1
+    assert np.abs(pixels(explorer.png).astype(int) - saved(figure)).mean() < 0.1
 
 
 # The kept background: each step looks like the whole figure

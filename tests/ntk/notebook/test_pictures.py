@@ -50,11 +50,75 @@ def as_int32(order):
     return np.array(order, dtype=np.int32)
 
 
-@pytest.mark.parametrize("given_as", [list, np.array, torch.tensor, as_int32])
+def as_uint8(order):
+    return torch.tensor(order, dtype=torch.uint8)
+
+
+def backwards(order):
+    return np.array(order[::-1])[::-1]
+
+
+def of_tensors(order):
+    return [torch.tensor(i) for i in order]
+
+
+@pytest.mark.parametrize("given_as", [list, tuple, np.array, torch.tensor, as_int32, as_uint8,
+                                      backwards, of_tensors])
 def test_rows_and_columns_are_put_in_order(given_as):
     order = [3, 1, 5, 0, 2, 4]
     expected = psd().numpy()[np.ix_(order, order)]
     assert np.allclose(pixels(plot_kernel(psd(), order=given_as(order))), expected)
+
+
+def test_an_order_may_be_a_range():
+    expected = psd().numpy()[::-1, ::-1]
+    for order in (range(5, -1, -1), np.arange(6)[::-1]):
+        assert np.allclose(pixels(plot_kernel(psd(), order=order)), expected)
+    assert np.allclose(pixels(plot_kernel(psd().numpy()[::-1, ::-1])), expected)
+
+
+CLEARINGS = {
+    "axes": lambda ax: ax.clear(),
+    "image": lambda ax: [image.remove() for image in ax.images],
+    "all axes": lambda ax: [axes.clear() for axes in ax.figure.axes],
+}
+
+
+@pytest.mark.parametrize("clear", CLEARINGS.values(), ids=CLEARINGS)
+def test_a_cleared_picture_is_drawn_beside_the_colour_bar_that_is_there(clear):
+    figure, (ax, other) = plt.subplots(1, 2)
+    plot_kernel(torch.eye(3), ax=other)
+    places = set()
+    for factor in (1, 2, -3, 4, 5):
+        clear(ax)
+        plot_kernel(factor * torch.eye(3), ax=ax)
+        plot_kernel(torch.eye(3), ax=other)
+        bar = ax.images[0].colorbar
+        assert len(figure.axes) == 4 and bar.ax in figure.axes and bar.mappable is ax.images[0]
+        assert bar.vmax == ax.images[0].get_clim()[1] == abs(factor)
+        assert bar.cmap.name == ax.images[0].get_cmap().name and bar.ax.get_xlabel() == "kernel"
+        places.add(ax.get_position().bounds)
+    assert len(places) == 1
+    plot_kernel(7 * torch.eye(3), ax=ax)  # an update reaches the bar that was kept
+    assert ax.images[0].colorbar.vmax == 7
+
+
+def test_a_cleared_figure_gets_one_colour_bar():
+    figure = plt.figure()
+    for factor in (1, 2, 3, 4, 5):
+        figure.clear()
+        plot_kernel(factor * torch.eye(2), ax=figure.subplots())
+    assert len(figure.axes) == 2
+
+
+def test_a_colour_bar_that_was_removed_comes_back():
+    ax = plot_kernel(torch.eye(3))
+    ax.clear()
+    plot_kernel(torch.eye(3), ax=ax)
+    ax.images[0].colorbar.remove()
+    ax.clear()
+    plot_kernel(torch.eye(3), ax=ax)
+    assert len(ax.figure.axes) == 2
 
 
 def test_the_picture_that_is_there_is_updated():
@@ -129,6 +193,9 @@ NO_PERMUTATION = "order must be a permutation of 0 … 5"
     (psd()[..., None, None], None, r"kernel\[:, :, a, b\]"),
     (psd()[:0], None, r"kernel must have two axes.*got shape \(0, 6\)"),
     (psd() * math.nan, None, "kernel must be finite"),
+    (psd() + 0j, None, "kernel must be real, got torch.complex128"),
+    (psd()[:2, :2], [False, True], "order must be a permutation"),
+    (psd(), [1j] * 6, "order must be real"),
     (psd(), [0, 1, 2], NO_PERMUTATION),
     (psd(), [0, 1, 2, 3, 4, 4], NO_PERMUTATION),
     (psd(), [1, 2, 3, 4, 5, 6], NO_PERMUTATION),
