@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch.func import stack_module_state, vmap
 
-from ntk.checks import RANDOM, agree, forward, precision, require
+from ntk.checks import agree, forward, precision, require
 from ntk.gradients import HANDFUL, Witness, is_same, stateless, trainable
 
 
@@ -71,9 +71,9 @@ def contradicted(models, batch, x):
     """
     wrong = set(batch.params)
     for _ in range(2):
-        rows = torch.randperm(len(x), generator=RANDOM)[:HANDFUL].tolist()
+        rows = torch.randperm(len(x))[:HANDFUL].tolist()
         together = batch.forward(x[rows])
-        direction = torch.randn(together.shape, generator=RANDOM).to(together)
+        direction = torch.randn(together.shape).to(together)
         found = pulled_back(together, direction, list(batch.params.values()))
         now = set()
         for i, model in enumerate(models):

@@ -16,7 +16,6 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 CHANGES_WEIGHTS = "the model changes its own weights when it is called"
-RANDOM = torch.Generator()  # our own: what the caller draws does not depend on what is checked
 LOCK = threading.RLock()  # functional_call exchanges a model's own parameters while it runs
 SINGLES = 3  # examples that are run by themselves, to see whether the others matter
 
@@ -187,8 +186,7 @@ class Guard(TorchFunctionMode):
         kwargs, name = kwargs or {}, getattr(function, "__name__", "")
         operator = name.startswith("__i") or name == "__setitem__"
         in_place = operator or name.endswith("_") and not name.endswith("__")
-        written = args[0] if in_place and args else kwargs.get("out")
-        written = written if isinstance(written, (list, tuple)) else [written]
+        written = [*args[:1]] if in_place else [kwargs.get("out")]
         if kwargs.get("max_norm") is not None or any(
                 isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() in self.storages
                 for t in written):
@@ -229,7 +227,7 @@ def check_alone(model, x, outputs, name):
     between them. A group would not do, since it may share what they depend on. A single example is
     put beside itself."""
     if len(x) > 1:
-        between = (1 + torch.randperm(max(0, len(x) - 2), generator=RANDOM)[:SINGLES - 2]).tolist()
+        between = (1 + torch.randperm(max(0, len(x) - 2))[:SINGLES - 2]).tolist()
         rows = [0, *between, len(x) - 1]
         batches = [x[row:row + 1] for row in rows]
     else:
@@ -251,8 +249,8 @@ def agree(model, x, got, outputs):
     if not again.requires_grad:
         return False
     params = [p for p in model.parameters() if p.requires_grad]
-    v = torch.randn(again.shape, generator=RANDOM).to(again)
-    grads = torch.autograd.grad((v * again).sum(), params, materialize_grads=True)
+    signs = torch.randint_like(again, 2) * 2 - 1
+    grads = torch.autograd.grad((signs * again).sum(), params, materialize_grads=True)
     terms = sum((g.to_dense() * p).abs().sum() for g, p in zip(grads, params)).detach()
     return is_close(got, outputs.detach(), rounding=100 * torch.finfo(dtype).eps * terms)
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch.func import functional_call, jacrev, vmap
 
-from ntk.checks import LOCK, RANDOM, check_model, checked_forward, precision, require, undisturbed
+from ntk.checks import LOCK, check_model, checked_forward, precision, require, undisturbed
 
 HANDFUL = 3  # examples that are run once more
 
@@ -108,10 +108,10 @@ class Witness(NamedTuple):
 
     @classmethod
     def of(cls, model, x, names):
-        rows = torch.randperm(len(x), generator=RANDOM)[:HANDFUL].tolist()
+        rows = torch.randperm(len(x))[:HANDFUL].tolist()
         params = trainable(model, names)
         outputs = model(x[rows].clone())
-        direction = torch.randn(outputs.shape, generator=RANDOM).to(outputs)
+        direction = torch.randn(outputs.shape).to(outputs)
         gradients = gradients_of((direction * outputs).sum(), list(params.values()))
         eps = torch.finfo(precision(model, outputs)).eps
         return cls(rows, direction, dict(zip(params, gradients)), eps)

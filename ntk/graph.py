@@ -12,7 +12,7 @@ import torch
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge
 
-from ntk.checks import RANDOM, is_close
+from ntk.checks import is_close
 
 KEEP_ROWS = {f"{name}Backward0" for name in (
     "Relu", "Tanh", "Erf", "Gelu", "Sigmoid", "Silu", "Elu", "LeakyRelu", "Softplus", "Sin", "Cos",
@@ -216,8 +216,8 @@ def gradients_at(layers, outputs, start):
     by_output = (pulled_back(layers, outputs, v) for v in torch.eye(o).to(outputs))
     if not layers or keeps_rows(outputs.grad_fn, layers, start):
         return {node: EXAMPLES_FIRST for layer in layers for node in layer.nodes}, by_output
-    c = torch.randn(n, 1, generator=RANDOM).to(outputs)
-    v = (torch.randn(o, generator=RANDOM) if o > 1 else torch.ones(1)).to(outputs)
+    c = torch.randn(n, 1).to(outputs)
+    v = (torch.randn(o) if o > 1 else torch.ones(1)).to(outputs)
     before, after = pulled_back(layers, outputs, v), pulled_back(layers, outputs, c * v)
     orders = {}
     for node, d in before.items():

@@ -51,9 +51,9 @@ def compute_ntk(model, x1, x2=None, *, outputs="full", params=None, method="auto
     method
         "auto": "layerwise" for every parameter it serves, "jacobian" for the others of the model.
         "layerwise": Σ over layers of (D Dᵀ) ∘ (A Aᵀ + 1), from a layer's inputs A and the
-            gradients D at its outputs, for parameters of linear layers, convolutions, embeddings
-            and norms that enter the graph in one way. Where that is cheaper, gradients are formed
-            instead, layer by layer.
+            gradients D at its outputs, for weights and biases of linear layers and convolutions
+            that enter the graph once. Where a layer is applied at many places, its gradients are
+            formed instead, layer by layer.
         "jacobian": J Jᵀ. Cost N·O backward passes and N²O²P (Novak et al. 2022, arXiv:2206.08720,
             section 3.2).
         "ntk_vector_products": Θ v by one backward and one forward-mode pass per pair and output

@@ -119,7 +119,7 @@ def require_room(shape, parameter, o):
 
 
 def gigabytes(count):
-    return f"{count / 1e9:,.1f} GB"
+    return f"{count / 1e9:.3g} GB"
 
 
 def free_bytes(device):

@@ -20,7 +20,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ntk.checks import (
-    RANDOM,
     check_model,
     checked_forward,
     forward,
@@ -134,7 +133,7 @@ def check_tangent(frozen, x):
 def has_pushforward(frozen, x):
     "Whether Σ R · J v is ⟨∇θ Σ R · f, v⟩ for a few examples and random R and v."
     witness = Witness.of(frozen, x, None)
-    moves = [torch.randn(p.shape, generator=RANDOM).to(p) for p in trainable(frozen).values()]
+    moves = [torch.randn_like(p) for p in trainable(frozen).values()]
     gradients = list(witness.gradients.values())
     require(all(map(is_finite, gradients)), "the gradients must be finite, got NaN or infinity")
     try:
