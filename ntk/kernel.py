@@ -6,7 +6,9 @@ them gives tiles of the kernel, which are added up as they come. In these two st
 methods differ.
 """
 
+import itertools
 import math
+from contextlib import contextmanager
 from itertools import chain
 from typing import NamedTuple
 
@@ -31,6 +33,7 @@ from ntk.products import vector_products
 from ntk.shares import dot, jacobian_share, sum_of_shares
 
 OUTPUTS = ("full", "diagonal", "trace", "sum")
+TASKS, GIVEN_UP = itertools.count(), set()  # one for each kernel; those that failed
 METHODS = ("auto", "layerwise", "jacobian", "ntk_vector_products", "loop")
 
 
@@ -51,9 +54,9 @@ def compute_ntk(model, x1, x2=None, *, outputs="full", params=None, method="auto
     method
         "auto": "layerwise" for every parameter it serves, "jacobian" for the others of the model.
         "layerwise": Σ over layers of (D Dᵀ) ∘ (A Aᵀ + 1), from a layer's inputs A and the
-            gradients D at its outputs, for weights and biases of linear layers and convolutions
-            that enter the graph once. Where a layer is applied at many places, its gradients are
-            formed instead, layer by layer.
+            gradients D at its outputs, for parameters of linear layers, convolutions, embeddings
+            and norms that enter the graph in one way. Where that is cheaper, gradients are formed
+            instead, layer by layer.
         "jacobian": J Jᵀ. Cost N·O backward passes and N²O²P (Novak et al. 2022, arXiv:2206.08720,
             section 3.2).
         "ntk_vector_products": Θ v by one backward and one forward-mode pass per pair and output
@@ -96,17 +99,22 @@ def compute_ntk(model, x1, x2=None, *, outputs="full", params=None, method="auto
         height, width = planned.chunks(n1, n2, x2 is None)
         if chunk_size is not None:
             height = width = chunk_size
-        jobs = effective_n_jobs(n_jobs)
+        task, jobs = next(TASKS), effective_n_jobs(n_jobs)
         strips = 1 if jobs == 1 else 2 * jobs  # two for each, since they are of unequal length
         height = min(height, math.ceil(n1 / strips))
         work = Strip.tiles if jobs == 1 else Strip.all_tiles
         done = Parallel(n_jobs, return_as="generator_unordered")(
-            delayed(work)(Strip(model, x1, x2, outputs, method, group, start, start + height, width,
-                                planned.batch, math.prod(shape[2:])))
+            delayed(work)(Strip(task, model, x1, x2, outputs, method, group, start, start + height,
+                                width, planned.batch, math.prod(shape[2:])))
             for group in planned.groups for start in range(0, n1, height))
-        with tqdm(total=n1 * n2 * len(planned.groups), desc="NTK", unit=" entries", unit_scale=True,
-                  disable=not progress) as bar:
-            ntk = added_up(chain.from_iterable(done), shape, x2 is None, bar)
+        try:
+            with tqdm(total=n1 * n2 * len(planned.groups), desc="NTK", unit=" entries",
+                      unit_scale=True, disable=not progress) as bar:
+                ntk = added_up(chain.from_iterable(done), shape, x2 is None, bar)
+        except BaseException:
+            GIVEN_UP.add(task)  # threads that are still at work run the model no more,
+            with LOCK:  # once the one that does so now has finished
+                raise
     return ntk[:, :, 0, 0] if ntk.shape[2:] == (1, 1) else ntk
 
 
@@ -173,6 +181,7 @@ def transposed(block):
 class Strip(NamedTuple):
     "Work for one process: the rows from `start` to `stop` of Θ, of the parameters named."
 
+    task: int
     model: torch.nn.Module
     x1: torch.Tensor
     x2: torch.Tensor | None
@@ -202,8 +211,15 @@ class Strip(NamedTuple):
         "As a list: another process cannot yield."
         return list(self.tiles())
 
+    @contextmanager
+    def alone(self):
+        "While no other thread is at work on the model; refused once the task is given up."
+        with LOCK:
+            require(self.task not in GIVEN_UP, "another part of this kernel failed")
+            yield
+
     def prepared(self, x, name):
-        with LOCK:  # another thread may be at work on the same model
+        with self.alone():
             if self.method in ("auto", "layerwise"):
                 kept = prepared(self.model, x, name, self.names, self.batch,
                                 strict=self.method == "layerwise")
@@ -226,7 +242,7 @@ class Strip(NamedTuple):
 
     def beside(self, rows, columns, column):
         if rows.labels() != columns.labels():  # the model branches on its inputs
-            with LOCK:
+            with self.alone():
                 rows, columns = (Chunk(chunk.x, [self.by_jacobian(chunk.x)])
                                  for chunk in (rows, columns))
         for slab, i in slabs(rows, columns, self.entries):
@@ -235,7 +251,7 @@ class Strip(NamedTuple):
     def product(self, one, two):
         match self.method:
             case "ntk_vector_products":
-                with LOCK:
+                with self.alone():
                     return vector_products(self.model, self.names, one.x, two.x, self.outputs)
             case "loop":
                 return pair_by_pair(one.shares, two.shares, self.outputs)

@@ -45,7 +45,7 @@ def plan(model, method, names, xs):
     """From a rehearsal with a few of the larger examples.
 
     A group's share of an example takes at most an eighth of the budget, if one parameter's does;
-    what is kept of all examples half of it, and a batch with its graph a quarter.
+    what is kept of all examples half of it, and a batch with its graph the other half.
     """
     name, x = max(xs.items(), key=lambda item: item[1][0].numel())
     (outputs, start), graph_bytes = with_bytes_saved(model, x[:5], name)
@@ -56,7 +56,7 @@ def plan(model, method, names, xs):
     if method == "ntk_vector_products":
         held = dict.fromkeys(names, 0)
     if method in ("auto", "layerwise"):
-        layers, others = find_layers(model, outputs, names)
+        layers, _ = find_layers(model, outputs, names)
         orders, _ = gradients_at(layers, outputs, start)
         for layer in layers:
             if all(node in orders for node in layer.nodes):
@@ -80,8 +80,10 @@ def with_bytes_saved(model, x, name):
     try:
         with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
             found = forward(model, x, name)
-    except ValueError:  # torch.func inside the model allows no such hooks
-        found = forward(model, x, name)
+    except ValueError as error:
+        if isinstance(error.__cause__, (MemoryError, torch.OutOfMemoryError)):
+            raise
+        found = forward(model, x, name)  # torch.func inside the model allows no such hooks
         return found, bytes_returned(found[0])
     for p in model.parameters():
         saved.pop(p.untyped_storage().data_ptr(), None)

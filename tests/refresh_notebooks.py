@@ -32,7 +32,8 @@ def badges(repo, name):
     binder = f"https://mybinder.org/v2/gh/{repo}/HEAD?urlpath=lab/tree/notebooks/{name}"
     colab = f"https://colab.research.google.com/github/{repo}/blob/HEAD/notebooks/{name}"
     return (f"[![Open in Binder](https://mybinder.org/badge_logo.svg)]({binder}) "
-            f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab})")
+            "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+            f"({colab})")
 
 
 def with_addresses(text, repo, name):

@@ -143,17 +143,11 @@ def test_model_is_left_as_it_was_after_an_interruption(error, when, method):
     model.first.train(), model.last.eval()
     model.first.bias.requires_grad_(False)
     model.last.bias.grad = torch.full_like(model.last.bias, 7.0)
-    tried_again = error is MemoryError and when <= 2  # passes that only look at the model
-    ntk = None
-    with assert_untouched(model):
-        try:
-            ntk = compute_ntk(model, x, method=method, chunk_size=1)
-        except (error, ValueError) as caught:
-            declined = method == "ntk_vector_products" and f'method="{method}"' in str(caught)
-            assert error is MemoryError or type(caught) is KeyboardInterrupt or declined
-    if ntk is not None:
-        assert tried_again
-        assert_close(ntk, ntk_by_definition(model, x))
+    with assert_untouched(model), pytest.raises((error, ValueError)) as caught:
+        compute_ntk(model, x, method=method, chunk_size=1)
+    refusal = f'method="{method}"'
+    declined = method == "ntk_vector_products" and refusal in str(caught.value)  # before that call
+    assert error is MemoryError or caught.type is KeyboardInterrupt or declined
 
 
 # Inputs that are refused

@@ -448,8 +448,6 @@ class FailsInAThread(Net):
         return super().forward(x)
 
 
-@pytest.mark.xfail(strict=True, reason="when a thread fails, compute_ntk returns while the others "
-                                       "still run the model and draw random numbers")
 @pytest.mark.parametrize("method", ["auto", "jacobian"])
 def test_model_is_left_as_it_was_after_an_exception_in_a_thread(method):
     model, x = FailsInAThread(), data(8)

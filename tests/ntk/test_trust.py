@@ -14,6 +14,7 @@ from definitions import (
     Net,
     assert_close,
     assert_untouched,
+    cudnn_settings,
     data,
     gradients,
     may_decline,
@@ -24,6 +25,7 @@ from torch import nn
 from zoo import Own, real, sequence, tokens, weight
 
 from ntk import MLP, compute_ntk, get_grads
+from ntk.checks import undisturbed
 
 RETURNING = ["auto", "jacobian", "loop"]  # which serve every model
 
@@ -182,15 +184,9 @@ def test_gradients_are_right_where_little_is_what_it_seems(name):
         assert_close(get_grads(model, x), gradients(model, x).squeeze(1), 1e-9)
 
 
-CANCELLED = pytest.mark.xfail(
-    strict=True, reason="a single example is put beside itself, and random signs of its two rows "
-                        "may make the terms cancel by which rounding is judged")
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("function", [compute_ntk, get_grads])
-@pytest.mark.parametrize("name", [
-    pytest.param(name, marks=[CANCELLED] if name == "mirrored" else []) for name in SERVED])
+@pytest.mark.parametrize("name", SERVED)
 def test_a_single_example(name, function):
     model, x = SERVED[name](), data(1)
     definition = {compute_ntk: ntk_by_definition, get_grads: gradients}[function]
@@ -337,13 +333,8 @@ CHANGING = {
 }
 
 
-MANY_AT_ONCE = pytest.mark.xfail(
-    strict=True, reason="of a function that takes a list of tensors the guard looks at none")
-
-
 @pytest.mark.parametrize("function", [compute_ntk, get_grads])
-@pytest.mark.parametrize("name", [
-    pytest.param(name, marks=[MANY_AT_ONCE] if "many" in name else []) for name in CHANGING])
+@pytest.mark.parametrize("name", CHANGING)
 def test_models_that_change_their_weights_are_refused_and_untouched(name, function):
     make, inputs = CHANGING[name]
     model = make()
@@ -379,3 +370,17 @@ def test_four_threads_with_one_model():
         assert_close(got[0], wanted[0])
         assert_close(got[1], wanted[1])
     assert all(p is q for p, q in zip(own, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("first", ["first", "last"])
+@pytest.mark.parametrize("other", [lambda: Net(two_layers), lambda: nn.LSTM(3, 4)])
+def test_settings_of_the_process_are_as_before_whichever_thread_ends_first(first, other):
+    before, mkldnn = cudnn_settings(), torch.backends.mkldnn.enabled
+    one, two = undisturbed(Net(two_layers)), undisturbed(other())
+    one.__enter__(), two.__enter__()
+    for context in (one, two) if first == "first" else (two, one):
+        assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+        context.__exit__(None, None, None)
+    assert cudnn_settings() == before and torch.backends.mkldnn.enabled == mkldnn
+    # each is a setting of its own again, where the process has not set one
+    assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cudnn.rnn.fp32_precision
