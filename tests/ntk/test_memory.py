@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ntk import compute_ntk
-from ntk.memory import Plan, bytes_returned, free_bytes, grouped, plan, require_room, with_bytes_saved
+from ntk.memory import (
+    Plan,
+    bytes_returned,
+    free_bytes,
+    grouped,
+    plan,
+    require_room,
+    with_bytes_saved,
+)
 
 SCRIPT = Path(__file__).parent / "measure_memory.py"
 NAMES = ["first.weight", "first.bias", "last.weight", "last.bias"]  # of Net(two_layers)
