@@ -276,7 +276,8 @@ def slabs(rows, columns, entries):
     """Yield parts of `rows` of which a product with all columns, with so many entries for a pair,
     is small, and where each begins."""
     width = len(columns.x) * entries
-    height = min(max(64, math.ceil(len(rows.x) / 8)), max(1, int(MEMORY_BUDGET / 128 / width)))
+    height = max(64, 256 // entries, math.ceil(len(rows.x) / 8))  # a product has its fixed cost
+    height = min(height, max(1, int(MEMORY_BUDGET / 128 / width)))
     for i in range(0, len(rows.x), height):
         yield rows.rows(i, i + height), i
 

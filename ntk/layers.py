@@ -77,8 +77,7 @@ def shares_of(model, outputs, start, names):
             so_far.append(condensed(layer, inputs, d, orders, n, o))
     found = []
     for layer, inputs, so_far in zip(layers, beside, kept):
-        gradients = [stacked(by_output) for by_output in zip(*so_far)]
-        found += layer_shares(layer, inputs, gradients, n, o)
+        found += layer_shares(layer, inputs, zip(*so_far), n, o)
     return found, others
 
 
@@ -119,16 +118,12 @@ def condensed(layer, inputs, d, orders, n, o):
     return found
 
 
-def stacked(by_output):
-    "A new axis for the outputs, the last but one. What one output has by itself is not copied."
-    return torch.stack(by_output, -2) if len(by_output) > 1 else by_output[0].unsqueeze(-2)
-
-
 def layer_shares(layer, inputs, gradients, n, o):
-    "The share of a layer from its [D (N, T, O, fan_out)]; or of each parameter from its (N, O, P)."
+    """The share of a layer from its D (N, T, fan_out) of each output; or of each parameter from
+    its (N, P)."""
     if forms_gradients(layer, n, o):
         return [Share("gradients", {name: use._replace(factor=1.0)}, None,
-                      scaled(use.factor, own)[:, None])
+                      [scaled(use.factor, g)[:, None] for g in own])
                 for (name, use), own in zip(layer.uses.items(), gradients)]
     return [Share("table" if layer.has("table") else "layer", layer.uses, inputs, *gradients)]
 

@@ -121,7 +121,8 @@ def require_room(shape, parameter, o):
 
 
 def gigabytes(count):
-    return f"{count / 1e9:.3g} GB"
+    "To three digits, without an exponent."
+    return f"{float(f'{count / 1e9:.3g}'):,.12g} GB"
 
 
 def free_bytes(device):

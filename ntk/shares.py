@@ -118,18 +118,29 @@ def by_token(share, tokens):
 
 
 def joined(batches):
-    "The shares of all batches of a chunk; None if they are not of one kind."
+    """The shares of all batches of a chunk; None if they are not of one kind. The gradients of a
+    batch are a list, (N, T, width) for each output."""
     if len({tuple(share.label for share in batch) for batch in batches}) > 1:
         return None
     found = []
     for _ in batches[0][:]:  # one share by another, so that little is held twice
         parts = [batch.pop(0) for batch in batches]
         share = parts[0]
-        if len(parts) > 1:
-            share = share._replace(gradients=torch.cat([part.gradients for part in parts]))
-            if share.inputs is not None:
-                share = share._replace(inputs=torch.cat([part.inputs for part in parts]))
-        found.append(share)
+        if share.inputs is not None and len(parts) > 1:
+            share = share._replace(inputs=torch.cat([part.inputs for part in parts]))
+        gradients = side_by_side([part.gradients for part in parts])
+        found.append(share._replace(gradients=gradients))
+    return found
+
+
+def side_by_side(batches):
+    "(N, T, O, width) from lists over the outputs, in one copy, or in none for one list of one."
+    if len(batches) == len(batches[0]) == 1:
+        return batches[0][0].unsqueeze(2)
+    sizes, (first, *others) = [len(batch[0]) for batch in batches], batches[0]
+    found = first.new_empty(sum(sizes), first.shape[1], 1 + len(others), first.shape[2])
+    for batch, rows in zip(batches, found.split(sizes)):
+        torch.stack(batch, 2, out=rows)
     return found
 
 
@@ -153,7 +164,7 @@ def claims_of(share, witness, params):
                 beside = (u[share.inputs] * (share.inputs >= 0)[..., None]).sum(2)
             else:
                 beside = use.factor * (share.inputs @ u)
-            found, expected = (beside * (along @ v)).sum((0, 1)), ((expected.mT @ u) * v).sum(0)
+            found, expected = (beside * (along @ v)).sum((0, 1)), ((u.T @ expected).T * v).sum(0)
         said[name] = Claim(found, expected, partial(size_of_terms, share, use, direction))
     return said
 

@@ -150,6 +150,25 @@ def test_model_is_left_as_it_was_after_an_interruption(error, when, method):
     assert error is MemoryError or caught.type is KeyboardInterrupt or declined
 
 
+class OutOfMemory(torch.autograd.Function):
+    "As on a GPU that cannot hold the gradients."
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise torch.OutOfMemoryError("all of it is in use")
+
+
+@pytest.mark.parametrize("method", ["auto", "jacobian", "loop"])
+def test_a_device_without_memory_is_no_fault_of_the_model(method):
+    model, x = Net(lambda net, x: net.last(OutOfMemory.apply(net.first(x)))), data()
+    with assert_untouched(model), pytest.raises(torch.OutOfMemoryError, match="in use"):
+        compute_ntk(model, x, method=method)
+
+
 # Inputs that are refused
 
 

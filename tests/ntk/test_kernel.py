@@ -480,9 +480,10 @@ def test_progress_shows_a_bar_only_when_asked(capsys):
 
 
 @pytest.mark.parametrize("rows, columns, outputs, height", [
-    (10, 10, 1, 64),      # all at once
-    (300, 10, 1, 64),
-    (1600, 10, 1, 200),   # an eighth
+    (10, 10, 1, 256),     # all at once
+    (300, 10, 1, 256),
+    (300, 10, 10, 64),
+    (3200, 10, 1, 400),   # an eighth
     (300, 40_000, 1, 50),  # 2 million entries
     (300, 400, 10, 50),
     (3, 4_000_000, 1, 1),

@@ -123,6 +123,7 @@ def test_two_chunks_are_held_unless_one_is_all(n, expected, monkeypatch):
      r"0.008 GB$"),
     ((5000, 5000, 10, 10), 10, r"takes 20 GB, and 1 GB are free; outputs=\"trace\" takes 0.2 GB$"),
     ((20000, 20000, 1, 1), 1, r"takes 3.2 GB, and 1 GB are free$"),
+    ((10**6, 10**7, 1, 1), 1, r"takes 80,000 GB, and 1 GB are free$"),
     ((1000, 1000, 100), 100, None),
 ])
 def test_a_kernel_without_room_is_refused_with_its_size_and_what_fits(shape, o, says, monkeypatch):

@@ -36,10 +36,10 @@ def reduced(ntk, outputs):
     return diagonal if outputs == "diagonal" else diagonal.sum(2)
 
 
-def layer_share(n, places=2, uses=None):
-    "Of a layer 4 → 5 in a model with two outputs."
+def layer_share(n, places=2, uses=None, outputs=2):
+    "Of a layer 4 → 5."
     uses = {"w": WEIGHT, "b": BIAS} if uses is None else uses
-    return Share("layer", uses, data(n, places, 4), data(n, places, 2, 5))
+    return Share("layer", uses, data(n, places, 4), data(n, places, outputs, 5))
 
 
 def table_share(tokens):
@@ -154,22 +154,33 @@ def test_a_label_is_the_kind_and_the_uses(change):
     assert share.label != share._replace(kind="gradients").label
 
 
-def test_batches_are_joined_example_by_example():
-    one = [layer_share(3), jacobian_share(["p"], data(3, 2, 7))]
-    two = [layer_share(2), jacobian_share(["p"], data(2, 2, 7))]
-    parts = [*zip(one, two)]
-    found = joined([one[:], two[:]])
-    for share, (a, b) in zip(found, parts):
+def by_output(*shares):
+    "A batch: shares whose gradients are lists over the outputs."
+    return [share._replace(gradients=[*share.gradients.unbind(2)]) for share in shares]
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_batches_are_joined_example_by_example(outputs):
+    one, two = ([layer_share(n, outputs=outputs), jacobian_share(["p"], data(n, outputs, 7))]
+                for n in (3, 2))
+    found = joined([by_output(*one), by_output(*two)])
+    for share, a, b in zip(found, one, two):
         assert share.label == a.label
         assert torch.equal(share.gradients, torch.cat([a.gradients, b.gradients]))
         assert share.inputs is None or torch.equal(share.inputs, torch.cat([a.inputs, b.inputs]))
-    assert joined([one[:]])[0] is one[0]
+    for share, alone in zip(one, joined([by_output(*one)])):
+        assert torch.equal(share.gradients, alone.gradients)
+
+
+def test_one_output_of_one_batch_is_not_copied():
+    [share] = joined([by_output(one := layer_share(3, outputs=1))])
+    assert share.gradients.data_ptr() == one.gradients.data_ptr() and share.inputs is one.inputs
 
 
 def test_batches_of_different_kinds_are_not_joined():
     other = layer_share(2, uses={"w": WEIGHT._replace(factor=2.0), "b": BIAS})
-    assert joined([[layer_share(3)], [other]]) is None
-    assert joined([[layer_share(3)], []]) is None
+    assert joined([by_output(layer_share(3)), by_output(other)]) is None
+    assert joined([by_output(layer_share(3)), []]) is None
 
 
 # What finds a share that is wrong

@@ -102,7 +102,7 @@ def with_hook(change):
 
 
 def freezes_two_rows(gradient):
-    return gradient * torch.tensor([1.0, 1, 0, 0], dtype=torch.float64)[:, None]
+    return gradient * gradient.new_tensor([1.0, 1, 0, 0])[:, None]
 
 
 def hooked_tensor(change):
@@ -173,6 +173,19 @@ def test_kernel_is_right_where_little_is_what_it_seems(name, method):
         with assert_untouched(model), may_decline(method):
             assert_close(compute_ntk(model, x, method=method), expected, 1e-9)
             assert_close(compute_ntk(model, x, method=method, chunk_size=3), expected, 1e-9)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", SERVED)
+def test_in_float32_too_where_a_second_witness_is_called(name):
+    if "complex" in name or "derivative" in name:
+        pytest.skip("its tensors are made in float64")
+    model = SERVED[name]()
+    o = model(data(1)).shape[1]
+    x = data(o)
+    expected = ntk_by_definition(model, x)
+    model.float()
+    assert_close(compute_ntk(model, x.float()).double(), expected, 1e-4)
 
 
 @pytest.mark.filterwarnings("ignore")
