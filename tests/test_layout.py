@@ -24,8 +24,10 @@ FLOORS = [  # from the ground up; a file imports from the floors below its own
     ["ntk.kernel", "ntk.tangent", "ntk.batch"],
     ["ntk.training"],
     ["ntk"],
-    ["ntk.notebook", "ntk.notebook.pictures"],
-    ["ntk.notebook.explorer", "ntk.notebook.exercises"],
+    ["ntk.notebook", "ntk.notebook.pictures", "ntk.notebook.controls"],
+    ["ntk.notebook.drawing", "ntk.notebook.stills", "ntk.notebook.exercises"],
+    ["ntk.notebook.views"],
+    ["ntk.notebook.explorer"],
     ["ntk_helpers"],
 ]
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}

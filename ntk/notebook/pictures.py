@@ -1,20 +1,31 @@
 """Pictures: one look for all of them, a kernel as a heatmap, and each with its words.
 
-A heatmap's colours start at zero: dark means "unrelated" in every kernel, whatever its size. A map
-that is white at zero is for kernels with entries of both signs. Whoever does not see a picture gets
-the text that `show` asks for.
+A kernel's colours start at zero: black means "unrelated" in every kernel, whatever its size. What
+moves together glows like a fire, what moves apart in green. Whoever does not see a picture gets the
+text that `show` asks for.
 """
 
 import base64
 import html
 import io
 
+import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from IPython.display import display
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 
 from ntk.checks import require
 from ntk.reading import checked_matrix, real_numbers
+
+HAPPENED, PREDICTED, START = "#D55E00", "#000000", "#0072B2"  # in every picture of the course
+
+NEGATIVE = LinearSegmentedColormap.from_list("", ["#d8fff0", "#4fd0b0", "#12806e", "#063c38",
+                                                  "#000004"])
+GLOW = ListedColormap(np.concatenate([NEGATIVE(np.linspace(0, 1, 256))[:-1],
+                                      matplotlib.colormaps["inferno"](np.linspace(0, 1, 256))]),
+                      name="glow")  # black in the middle, at zero
 
 
 def set_style():
@@ -29,9 +40,15 @@ def set_style():
         "figure.figsize": (6, 4),
         "figure.dpi": 100,
         "figure.constrained_layout.use": True,
-        "image.cmap": "viridis",
+        "image.cmap": "inferno",
+        "image.interpolation": "nearest",
         "font.size": 11,
-        "axes.titlesize": 11,
+        "axes.titlesize": 12,
+        "axes.titlelocation": "left",
+        "axes.labelcolor": "0.25",
+        "xtick.color": "0.25",
+        "ytick.color": "0.25",
+        "axes.edgecolor": "0.25",
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.prop_cycle": plt.cycler(color=colours, linestyle=styles),
@@ -43,8 +60,7 @@ def set_style():
 def plot_kernel(kernel, *, ax=None, order=None, title=""):
     """Heatmap of a kernel (N1, N2), a tensor or array, with a colour bar. Returns the axes.
 
-    Colours run from 0 or the lowest entry up (`viridis`). They are symmetric about 0 (`RdBu_r`)
-    once a negative entry is more than a quarter as large as the largest.
+    Black is 0, the largest entry in size is bright; negative entries have colours of their own.
 
     ax: where to draw. A heatmap that is there already is updated, which is faster than a new one.
         Once `ax` is cleared, a new one is drawn beside the colour bar of the old.
@@ -81,10 +97,10 @@ def reordered(kernel, order):
 
 def first_heatmap(kernel, ax):
     "An image with all that stays when it is updated. Its label is how a later call finds it."
-    image = ax.imshow(kernel.numpy(), label="kernel", interpolation="nearest")
+    image = ax.imshow(kernel.numpy(), GLOW, label="kernel", interpolation="nearest")
     bar = colour_bar(image, ax)
-    bar.ax.set_xlabel("kernel", labelpad=7)  # below: above it, a long title would run into it
-    bar.ax.locator_params(nbins=3)
+    bar.ax.set_title("kernel", fontsize="medium", weight="normal", loc="left")
+    bar.ax.locator_params(nbins=5)
     ax.set(xticks=[], yticks=[])  # they would take a third of the time of a redraw
     ax.spines[:].set_visible(False)
     return image
@@ -95,7 +111,8 @@ def colour_bar(image, ax):
     bar = getattr(ax, "ntk_bar", None)
     place = bar.ax if bar is not None and bar.ax in ax.figure.axes else None
     if place is None or bar.solids not in place.collections:  # or that was cleared, too
-        bar = ax.ntk_bar = ax.figure.colorbar(image, cax=place, ax=ax)
+        bar = ax.ntk_bar = ax.figure.colorbar(image, cax=place, ax=ax, aspect=30)
+        bar.outline.set_visible(False)
     else:
         image.colorbar, bar.mappable = bar, image
         image.colorbar_cid = image.callbacks.connect("changed", bar.update_normal)
@@ -105,13 +122,9 @@ def colour_bar(image, ax):
 
 def set_colours(image, kernel):
     lowest, largest = min(0.0, float(kernel.min())), float(kernel.abs().max()) or 1.0
-    if lowest < -largest / 4:
-        limits, colours = (-largest, largest), "RdBu_r"
-    else:
-        limits, colours = (lowest, largest), "viridis"
-    image.set_clim(limits)
-    if image.get_cmap().name != colours:  # setting it draws the colour bar anew
-        image.set_cmap(colours)
+    image.set_clim(-largest, largest)
+    highest = max(0.0, float(kernel.max()))
+    image.colorbar.ax.set_ylim(lowest, highest if highest > lowest else largest)
 
 
 def show(figure, alt):
@@ -123,16 +136,14 @@ def show(figure, alt):
     Raises TypeError if `figure` is neither a figure nor axes of Matplotlib.
     """
     figure = figure_of(figure)
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=2 * figure.dpi)  # sharp on any screen
     width, height = (figure.get_size_inches() * figure.dpi).round().astype(int).tolist()
-    display({"image/png": base64_of(png.getvalue()), "text/plain": alt}, raw=True,
+    display({"image/png": base64_of(sharp_png(figure)), "text/plain": alt}, raw=True,
             metadata={"image/png": {"alt": alt, "width": width, "height": height}})
     show_words(alt)
     plt.close(figure)
 
 
-# Also for the explorer
+# Also for explorers and views
 
 
 def figure_of(drawn):
@@ -142,10 +153,23 @@ def figure_of(drawn):
     return figure
 
 
+def title_of(figure):
+    "Of its first axes, wherever it stands."
+    titles = (figure.axes[0].get_title(loc=side) for side in ("left", "center", "right"))
+    return next(filter(None, titles), "") if figure.axes else ""
+
+
 def show_words(alt):
     summary = "<summary>The picture in words</summary>"
     folded = f'<details class="ntk-words">{summary}{html.escape(alt)}</details>'
     display({"text/html": folded, "text/plain": alt}, raw=True)
+
+
+def sharp_png(figure):
+    "Two pixels for one, sharp on any screen."
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=2 * figure.dpi)
+    return png.getvalue()
 
 
 def base64_of(png):

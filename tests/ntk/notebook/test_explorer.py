@@ -15,8 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
+from ntk.notebook.drawing import png_of
 from ntk.notebook.explorer import Explorer
 from ntk.notebook.pictures import plot_kernel
+from ntk.notebook.stills import captions, strip
+from ntk.notebook.views import KernelView
 
 
 class Tag(html.parser.HTMLParser):
@@ -99,7 +102,6 @@ def test_moving_a_slider_changes_picture_and_text(explorer):
     explorer.controls["seed"].value = 9
     picture, alt = shown(explorer)
     assert tuple(picture[0, 0]) == (16, 9, 0) and alt == "A net 16 wide, seed 9: 16 wide."
-    assert np.array_equal(pixels(explorer.png), picture)
 
 
 def test_the_whole_picture_is_what_the_figure_looks_like(explorer, draw):
@@ -126,7 +128,8 @@ def test_controls_stand_above_message_and_picture(explorer):
     above = len(explorer.controls) + 2  # below the picture: nothing but a style
     expected = [*explorer.controls.values(), explorer.message, explorer.picture]
     assert list(explorer.children[:above]) == expected
-    assert explorer.picture.layout.min_height == "90px"
+    size = Tag(explorer.picture.value).attributes
+    assert (size["width"], size["height"]) == ("120", "90")  # nothing jumps while it loads
 
 
 # What goes wrong while it is drawn
@@ -134,12 +137,12 @@ def test_controls_stand_above_message_and_picture(explorer):
 
 def test_an_exception_shows_its_message_and_leaves_the_last_good_picture(explorer):
     explorer.controls["width"].value = 16
-    before = explorer.picture.value, explorer.png, explorer.alt
+    before = explorer.picture.value, explorer.alt
     explorer.controls["width"].value = 13
     message = Tag(explorer.message.value)
     assert message.attributes["role"] == "alert"  # read out by a screen reader
     assert "ValueError: 13 is <unlucky>" in message.text and "width=13" in message.text
-    assert (explorer.picture.value, explorer.png, explorer.alt) == before
+    assert (explorer.picture.value, explorer.alt) == before
     assert explorer.alt == "A net 16 wide, seed 0: 16 wide."
     explorer.controls["width"].value = 1
     assert explorer.message.value == "" and shown(explorer)[1] == "A net 1 wide, seed 0: 1 wide."
@@ -158,14 +161,14 @@ def test_a_draw_that_returns_no_figure_shows_a_message():
     assert "expected a Matplotlib figure or axes, got NoneType" in message
 
 
-def test_a_text_that_fails_leaves_picture_and_png_as_they_were():
+def test_a_text_that_fails_leaves_the_picture_as_it_was():
     def draw(n=1):
         return plt.figure(figsize=(1, 1), facecolor=(n / 10, 0, 0))
 
     explorer = Explorer(draw, "{n:d}", n=[1, 2.5])
-    before = explorer.picture.value, explorer.png
+    before = explorer.picture.value
     explorer.controls["n"].value = 2.5  # has no format d
-    assert explorer.message.value and (explorer.picture.value, explorer.png) == before
+    assert explorer.message.value and explorer.picture.value == before
 
 
 # Figures are closed: or the inline backend would show them a second time
@@ -212,8 +215,8 @@ def test_mime_bundle_has_the_live_view_the_picture_and_the_text(explorer):
     view = bundle["application/vnd.jupyter.widget-view+json"]
     assert view["model_id"] == explorer.model_id
     stored = pixels(base64.b64decode(bundle["image/png"]))
-    assert np.array_equal(stored, shown(explorer)[0])
-    assert metadata["image/png"]["alt"] == explorer.alt
+    assert stored.shape == (180, 240, 3) and tuple(stored[0, 0]) == (4, 0, 0)  # twice as sharp
+    assert metadata["image/png"] == {"alt": explorer.alt, "width": 120, "height": 90}
     asked_by_ipython, _ = explorer._repr_mimebundle_(include=None, exclude=None)
     assert asked_by_ipython.keys() == bundle.keys()
 
@@ -224,6 +227,100 @@ def test_text_of_an_explorer_with_many_controls_is_not_cut():
     explorer = Explorer(tiny, "", **{name: [1, 2] for name in names})
     expected = f"Explorer({', '.join(f'{name}=1' for name in names)})"
     assert explorer._repr_mimebundle_()[0]["text/plain"] == repr(explorer) == expected
+
+
+# Stills and films
+
+
+def coloured(n=1, seed=0):
+    return plt.figure(figsize=(1, 1), dpi=50, facecolor=(n / 10, seed / 10, 0))
+
+
+def test_stills_are_a_strip_of_their_pictures_with_the_words_of_all():
+    stills = [{"n": 1}, {"n": 9, "seed": 5}]
+    explorer = Explorer(coloured, "<{n}, {seed}>", stills=stills, n=[1, 5, 9], seed=(0, 9))
+    bundle, metadata = explorer._repr_mimebundle_()
+    strip = pixels(base64.b64decode(bundle["image/png"]))
+    colours = {tuple(colour) for colour in strip.reshape(-1, 3)}
+    assert {(25, 0, 0), (229, 127, 0)} <= colours or {(26, 0, 0), (230, 128, 0)} <= colours
+    assert metadata["image/png"]["alt"] == "<1, 0> <9, 5>"
+    assert bundle["text/plain"] == "Explorer(n=1, seed=0)"  # and the live view is as it was
+    assert shown(explorer)[1] == "<1, 0>" and tuple(shown(explorer)[0][0, 0]) in {(25, 0, 0),
+                                                                               (26, 0, 0)}
+    assert metadata["image/png"]["width"] == -(-strip.shape[1] // 2)
+
+
+def test_captions_tell_what_differs():
+    stills = [{"width": 2, "seed": 0}, {"width": 1024, "seed": 0}]
+    assert captions(stills) == ["width 2", "width 1024"]
+    assert captions(stills[:1]) == ["width 2, seed 0"]
+    assert captions([{"hidden_layers": 1}, {"hidden_layers": 2}]) == ["hidden layers 1",
+                                                                     "hidden layers 2"]
+
+
+@pytest.mark.parametrize("count, width, in_a_row", [(1, 600, 1), (2, 600, 2), (4, 1200, 2),
+                                                   (3, 800, 3), (5, 400, 3)])
+def test_a_strip_has_rows(count, width, in_a_row):
+    png = io.BytesIO()
+    Image.new("RGB", (width, 100), "red").save(png, "png")
+    whole = pixels(strip([png.getvalue()] * count, ["one"] * count))
+    assert whole.shape[1] <= 1680 and (whole.shape[1] + 40) % in_a_row == 0
+    red = (whole == (255, 0, 0)).all(axis=2)
+    starts = (red[:, 1:] & ~red[:, :-1]).sum(axis=1).max() + red[:, 0].any()
+    assert starts == in_a_row
+    assert (red.any(axis=1)[1:] & ~red.any(axis=1)[:-1]).sum() == -(-count // in_a_row)
+
+
+def test_stills_of_values_that_no_control_has_are_refused():
+    with pytest.raises(ValueError, match=r"stills may name the controls \['n'\], got {'m': 1}"):
+        Explorer(coloured, "", stills=[{"m": 1}], n=[1, 2])
+
+
+@pytest.mark.parametrize("spec, values", [((0, 6, 2), [0, 2, 4, 6]), ([1, 5, 9], [1, 5, 9])])
+def test_a_film_is_drawn_before_it_starts(spec, values):
+    drawn = []
+    draw = lambda n=values[0]: drawn.append(n) or coloured(n)
+    explorer = Explorer(draw, "{n}", play="n", n=spec)
+    row = next(child for child in explorer.children if isinstance(child, widgets.HBox))
+    play, slider = row.children
+    assert isinstance(play, widgets.Play) and slider is explorer.controls["n"]
+    assert (play.min, play.max, play.step) in [(0, 6, 2), (0, 2, 1)]
+    drawn.clear()
+    play.playing = True
+    assert drawn == values
+    for value in values:
+        explorer.controls["n"].value = value
+        assert shown(explorer)[1] == str(value)
+    assert drawn == values  # nothing was drawn twice
+    play.playing = False
+    explorer.controls["n"].value = values[0]
+    assert drawn == [*values, values[0]]
+
+
+@pytest.mark.parametrize("play, spec", [("m", [1, 2]), ("n", True), ("n", (0.0, 1.0))])
+def test_only_a_slider_of_steps_can_be_played(play, spec):
+    with pytest.raises(ValueError, match="play must name a slider"):
+        Explorer(lambda n: coloured(), "", play=play, n=spec)
+
+
+# A kernel that answers in place of a picture
+
+
+def test_a_view_is_put_in_place_of_the_picture_and_gets_the_words():
+    view = KernelView(torch.eye(3), title="three")
+
+    def draw(n=1):
+        view.kernel = n * torch.eye(3)
+        return view
+
+    explorer = Explorer(draw, "{n} times: {title}", n=[1, 2], stills=[{"n": 1}, {"n": 2}])
+    assert view in explorer.children and view.alt == "1 times: three"
+    explorer.controls["n"].value = 2
+    assert float(view.kernel[0, 0]) == 2 and view.alt == "2 times: three"
+    assert explorer.children.count(view) == 1 and explorer.message.value == ""
+    bundle, metadata = explorer._repr_mimebundle_()
+    assert metadata["image/png"]["alt"] == "1 times: three 2 times: three"
+    assert float(view.kernel[0, 0]) == 2  # as it was
 
 
 # Controls
@@ -258,7 +355,7 @@ def test_controls_are_made_from_plain_values(spec, kind, value):
     control = explorer.controls["hidden_width"]
     assert isinstance(control, kind) and control in explorer.children
     assert control.description == "hidden width" and control.tooltip
-    assert getattr(control, "continuous_update", False) is False
+    assert getattr(control, "continuous_update", True) is True  # it lives while it is dragged
     control.value = value
     assert shown(explorer)[1] == str(value)
 
@@ -362,7 +459,7 @@ def test_axes_that_are_cleared_at_each_step_keep_one_colour_bar(layout):
         assert explorer.message.value == ""
         places.append(ax.get_position().bounds)
     assert len(figure.axes) == 2 and len(set(places)) == 1
-    assert np.abs(pixels(explorer.png).astype(int) - saved(figure)).mean() < 0.1
+    assert np.abs(pixels(png_of(figure)).astype(int) - saved(figure)).mean() < 0.1
 
 
 # The kept background: each step looks like the whole figure
@@ -372,7 +469,7 @@ def test_axes_that_are_cleared_at_each_step_keep_one_colour_bar(layout):
 def test_figures_of_any_layout_are_shown(layout):
     ax = plt.subplots(layout=layout)[1]
     explorer = Explorer(lambda n=4: plot_kernel(torch.eye(n), ax=ax), "{n}", n=[4, 400])
-    assert explorer.message.value == "" and explorer.png
+    assert explorer.message.value == "" and explorer.picture.value
     explorer.controls["n"].value = 400
     assert explorer.message.value == "" and ax.images[0].get_array().shape == (400, 400)
 
@@ -434,7 +531,7 @@ def test_the_picture_is_that_of_the_whole_figure_whatever_changes(change):
     for n in (0, 1, 0):
         explorer.controls["n"].value = n
         assert explorer.message.value == ""
-        picture, whole = pixels(explorer.png).astype(int), saved(figure).astype(int)
+        picture, whole = pixels(png_of(figure)).astype(int), saved(figure).astype(int)
         assert picture.shape == whole.shape
         differs = abs(picture - whole).max(axis=2) > 50
         assert differs.mean() < 0.0005  # two artists may lie the other way round
@@ -452,9 +549,9 @@ def test_ticks_are_drawn_once_while_a_line_moves(monkeypatch):
         return figure
 
     explorer = Explorer(draw, "{n}", n=(0, 9))
-    before, times = explorer.png, len(drawn)
+    before, times = explorer.picture.value, len(drawn)
     explorer.controls["n"].value = 9
-    assert explorer.png != before and len(drawn) == times > 0
+    assert explorer.picture.value != before and len(drawn) == times > 0
 
 
 def test_axes_stay_in_place_while_a_slider_moves():
