@@ -40,6 +40,25 @@ for name in ("one", "other"):
     display(Explorer(draw, name + " at {value}: {title}", value=(0, 400)))
 """
 
+# a sheet of twelve images, above a slider that makes the kernel larger
+A_VIEW = """
+import sys
+sys.path.insert(0, "..")
+import numpy as np
+from ntk_helpers import Explorer, KernelView
+
+images = np.random.default_rng(0).random((12, 8, 8))
+pixels = images.reshape(12, 64)
+view = KernelView(pixels @ pixels.T, inputs=images, labels=np.arange(12) % 3, sheet=True, title="t")
+
+def draw(scale=1):
+    view.kernel = scale * pixels @ pixels.T
+    return view
+
+explorer = Explorer(draw, "a kernel of size {scale}", scale=(1, 400))
+explorer
+"""
+
 
 class Lab:
     "A server and all it writes, in `folder`; its kernels talk over sockets, not over ports."
@@ -116,7 +135,7 @@ def statuses():
 
 
 def copy_course(root):
-    "The helper, the package and the notebooks, without outputs, and one with two explorers."
+    "The helper, the package and the notebooks, without outputs, and two of tests."
     (root / "notebooks").mkdir(parents=True)
     shutil.copy(ROOT / "ntk_helpers.py", root)
     shutil.copytree(ROOT / "ntk", root / "ntk")
@@ -125,6 +144,7 @@ def copy_course(root):
         for cell in code(notebook):
             cell.update(outputs=[], execution_count=None)
         nbformat.write(notebook, root / "notebooks" / path.name)
-    cells = [nbformat.v4.new_code_cell(TWO_EXPLORERS)]
-    two = nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
-    nbformat.write(two, root / "notebooks/two.ipynb")
+    for name, source in {"two": TWO_EXPLORERS, "view": A_VIEW}.items():
+        cells = [nbformat.v4.new_code_cell(source)]
+        other = nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
+        nbformat.write(other, root / f"notebooks/{name}.ipynb")

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from decimal import Decimal
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from course import PATHS, code, count_explorers, read
@@ -31,15 +32,16 @@ FAILED_OUTPUT = ", ".join(f'.jp-OutputArea-output[data-mime-type="application/vn
 
 # resolves to the milliseconds from the key press until a picture with another source can be painted
 TIME_NEXT_PICTURE = """handle => {
-    const explorer = handle.closest(".ntk-explorer"), before = explorer.querySelector("img").src;
+    const explorer = handle.closest(".ntk-explorer");
+    const picture = () => explorer.querySelector("img, .ntk-view");
+    const source = element => element?.src ?? element?.dataset.drawn, before = source(picture());
     window.nextPicture = new Promise(resolve => handle.addEventListener("keydown", () => {
         const start = performance.now();
         setTimeout(() => resolve(null), 600000);
         new MutationObserver(async (_, observer) => {
-            const image = explorer.querySelector("img");
-            if (image?.src === before) return;
+            if (source(picture()) === before) return;
             observer.disconnect();
-            await image.decode();
+            await picture().decode?.();
             resolve(performance.now() - start);
         }).observe(explorer, {subtree: true, childList: true, attributes: true});
     }, {once: true, capture: true}));
@@ -63,6 +65,13 @@ TIME_CODE = """async code => {
     const start = performance.now();
     await kernel.requestExecute({code, silent: true, store_history: false}).done;
     return performance.now() - start;
+}"""
+# resolves to what the kernel has for an expression
+VALUE_OF = """async code => {
+    const kernel = jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+    const request = {code: "", silent: false, user_expressions: {value: code}};
+    const reply = await kernel.requestExecute(request).done;
+    return reply.content.user_expressions.value.data["text/plain"];
 }"""
 PLAIN_FIGURE = """
 import io
@@ -106,6 +115,101 @@ def two_explorers(lab, new_page):
     yield page
     page.close()
     lab.shut_down_kernels()
+
+
+@pytest.fixture
+def view(lab, new_page):
+    "A page with a kernel that answers, of twelve images and a sheet of these."
+    page = new_page(viewport=DESK)
+    page.goto(f"{lab.url}/lab/tree/notebooks/view.ipynb?reset&token={TOKEN}")
+    run_all(page, lab.root / "notebooks/view.ipynb")
+    expect(page.locator(".ntk-view .ntk-says")).to_have_text(re.compile("^Row example 0"))
+    yield page
+    page.close()
+    lab.shut_down_kernels()
+
+
+def kernel_of_images():
+    pixels = np.random.default_rng(0).random((12, 8, 8)).reshape(12, 64)
+    return pixels @ pixels.T
+
+
+def expect_says(page, row, column, scale=1, pinned=False):
+    "The sentence: both inputs, the value and the cosine."
+    kernel = kernel_of_images()
+    says = page.locator(".ntk-says")
+    expect(says).to_contain_text(f"Row example {row} ({row % 3}), column example {column} "
+                                 f"({column % 3}): kernel ")
+    numbers = [float(n) for n in re.findall(r"(?:kernel|cosine) (\d+(?:\.\d+)?)", says.text_content())]
+    length = (kernel[row, row] * kernel[column, column]) ** 0.5
+    expected = [scale * kernel[row, column], kernel[row, column] / length]
+    assert numbers == pytest.approx(expected, rel=6e-3)
+    assert ("Pinned" in says.text_content()) == pinned
+
+
+def test_a_kernel_answers_to_the_pointer(view, tmp_path):
+    with screenshot(view, tmp_path):
+        area = view.locator(".ntk-map .ntk-area canvas")
+        box = area.bounding_box()
+        at = lambda row, column: {"x": (column + 0.5) / 12 * box["width"],
+                                  "y": (row + 0.5) / 12 * box["height"]}
+        area.hover(position=at(3, 7), force=True)
+        expect_says(view, 3, 7)
+        expect(view.locator(".ntk-sheet .ntk-title")).to_contain_text("example 3 (0)")
+        area.click(position=at(4, 2), force=True)
+        area.hover(position=at(9, 9), force=True)
+        expect_says(view, 4, 2, pinned=True)
+        assert view.evaluate(VALUE_OF, "view.pinned") == "[4, 2]"
+        area.click(position=at(4, 2), force=True)
+        area.hover(position=at(9, 8), force=True)
+        expect_says(view, 9, 8)
+        sheet = view.locator(".ntk-sheet .ntk-area canvas")
+        box = sheet.bounding_box()
+        sheet.hover(position={"x": 1.5 / 10 * box["width"], "y": 0.75 * box["height"]}, force=True)
+        expect_says(view, 11, 11)
+        kernel = kernel_of_images()
+        most = sorted((k for k in range(12) if k != 11), key=lambda k: -kernel[11, k])[:5]
+        expect(view.locator(".ntk-says")).to_contain_text(
+            "raises most with it: " + ", ".join(str(k % 3) for k in most))
+        assert_no_error(view)
+
+
+def test_a_kernel_answers_to_arrow_keys(view, tmp_path):
+    with screenshot(view, tmp_path):
+        board = view.locator(".ntk-map")
+        board.focus()
+        for key in ("ArrowDown", "ArrowDown", "ArrowRight", "ArrowUp", "ArrowLeft", "ArrowLeft"):
+            view.keyboard.press(key)
+        expect_says(view, 1, 0)
+        view.keyboard.press("Enter")
+        expect_says(view, 1, 0, pinned=True)
+        view.keyboard.press("ArrowRight")
+        expect_says(view, 1, 1, pinned=True)
+        assert view.evaluate(VALUE_OF, "view.pinned") == "[1, 1]"
+        view.keyboard.press("Escape")
+        view.locator(".ntk-sheet").focus()
+        view.keyboard.press("ArrowDown")
+        expect_says(view, 11, 11)
+        assert view.locator(".jp-Cell").count() == 1  # JupyterLab took no key for itself
+        press(view, view.get_by_role("slider"), "ArrowRight")
+        expect_says(view, 11, 11, scale=2)
+        assert_no_error(view)
+
+
+def test_the_sheet_is_drawn_anew_without_python(view, tmp_path, tell):
+    "Redraws during two seconds of moving the pointer, while the kernel is busy."
+    with screenshot(view, tmp_path):
+        hold = "jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute"
+        view.evaluate(f"void {hold}({{code: 'import time; time.sleep(5)'}})")
+        shown = view.locator(".ntk-view")
+        before = int(shown.get_attribute("data-drawn"))
+        box = view.locator(".ntk-sheet .ntk-area canvas").bounding_box()
+        for step in range(100):
+            view.mouse.move(box["x"] + (step * 37 % 100) / 100 * box["width"], box["y"] + 10)
+        redraws = int(shown.get_attribute("data-drawn")) - before
+        tell(f"a sheet that glows: {redraws} redraws for 100 moves of the pointer")
+        assert redraws >= 30
+        assert view.locator('.jp-Notebook-ExecutionIndicator[data-status="busy"]').count() == 1
 
 
 def expect_pictures(page, values):
@@ -167,20 +271,26 @@ def press(page, handle, key):
     new value.
     """
     readout = around(handle, "widget-slider").locator(".widget-readout")
-    picture = around(handle, "ntk-explorer").locator("img")
-    value, before = readout.text_content(), picture.get_attribute("alt")
+    explorer = around(handle, "ntk-explorer")
+    value, before = readout.text_content(), words_of(explorer)
     handle.focus()
     handle.evaluate(TIME_NEXT_PICTURE)
     page.keyboard.press(key)
     if readout.text_content() == value:
         return None
     milliseconds = page.evaluate("window.nextPicture")
-    value, text = readout.text_content(), picture.get_attribute("alt")
+    value, text = readout.text_content(), words_of(explorer)
     alerts = page.locator(".ntk-explorer [role=alert]").all_text_contents()
     assert milliseconds is not None, f"{key} to {value}: no new picture; messages: {alerts}"
     assert text != before, f"{key} to {value}: another picture with the same text: {text}"
     assert mentions(text, value), f"{key} to {value}: the picture's text has another value: {text}"
     return milliseconds
+
+
+def words_of(explorer):
+    "The alternative text of an explorer's picture, or of the view in its place."
+    picture = explorer.locator("img, .ntk-view").first
+    return picture.get_attribute("alt") or picture.get_attribute("aria-label")
 
 
 def around(handle, kind):
@@ -213,6 +323,39 @@ def sweep(page, handle, steps):
             assert milliseconds is not None, "the slider does not move"
         times.append(milliseconds)
     return times
+
+
+# resolves to how many other pictures an explorer has shown since COUNT_PICTURES was called
+COUNT_PICTURES = """explorer => {
+    const picture = () => explorer.querySelector("img, .ntk-view");
+    const source = () => picture()?.src ?? picture()?.dataset.drawn;
+    let last = source();
+    window.pictures = 0;
+    new MutationObserver(() => {
+        if (source() !== last) { last = source(); window.pictures += 1; }
+    }).observe(explorer, {subtree: true, childList: true, attributes: true});
+}"""
+
+
+def drag(page, handle, wanted):
+    """The pictures seen while the mouse drags a slider's handle along, before the button goes up.
+    It moves on until there are so many, or three times there and back."""
+    box = around(handle, "widget-slider").locator(".noUi-base, .ui-slider").first.bounding_box()
+    middle = box["y"] + box["height"] / 2
+    around(handle, "ntk-explorer").evaluate(COUNT_PICTURES)
+    grip = handle.bounding_box()
+    page.mouse.move(grip["x"] + grip["width"] / 2, grip["y"] + grip["height"] / 2)
+    page.mouse.down()
+    for turn in range(6):
+        for part in range(31):
+            part = part / 30 if turn % 2 == 0 else 1 - part / 30
+            page.mouse.move(box["x"] + part * box["width"], middle)
+            page.wait_for_timeout(50)
+        if page.evaluate("window.pictures") >= wanted:
+            break
+    seen = page.evaluate("window.pictures")
+    page.mouse.up()
+    return seen
 
 
 def tab_to(page, handle):
@@ -262,6 +405,29 @@ def test_sliders_move_the_picture(notebook, tmp_path, tell):
              f"under 100 ms: {sum(ms < 100 for ms in times)}")
     # against a mistake: none takes longer than a plain figure
     assert all(statistics.median(times) < 10 * statistics.median(plain) for _, times in rows)
+
+
+def test_pictures_follow_a_slider_while_it_is_dragged(notebook, tmp_path, tell):
+    with screenshot(notebook, tmp_path):
+        for handle in notebook.locator(".ntk-explorer").get_by_role("slider").all():
+            slider = around(handle, "widget-slider")
+            press(notebook, handle, "Home")
+            seen, few = drag(notebook, handle, 3), handle.get_attribute("aria-valuemax") == "1.0"
+            tell(f"{notebook.name}: {slider.locator('label').text_content()}: {seen} pictures "
+                 "during a drag")
+            assert seen >= (1 if few else 3)
+            value = slider.locator(".widget-readout")
+            expect_words(around(handle, "ntk-explorer"), lambda text: mentions(
+                text, value.text_content()))  # noqa: B023
+        assert_no_error(notebook)
+
+
+def expect_words(explorer, right):
+    "The last value wins: sooner or later the words are right, and stay so."
+    deadline = time.monotonic() + HANG
+    while not right(words_of(explorer)):
+        assert time.monotonic() < deadline, words_of(explorer)
+        explorer.page.wait_for_timeout(100)
 
 
 def test_boxes_and_menus_change_the_picture(notebook, tmp_path):

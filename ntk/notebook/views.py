@@ -96,10 +96,10 @@ class KernelView(anywidget.AnyWidget):
     @kernel.setter
     def kernel(self, kernel):
         kernel = square(kernel).double().cpu()
-        kernel = kernel if self._order is None else reordered(kernel, self._order)
         before = len(self._names) or len(kernel)
         require(len(kernel) == before, f"the kernel must have {before} rows, got {len(kernel)}")
-        self._kernel = kernel
+        self._kernel = kernel if self._order is None else reordered(kernel, self._order)
+        kernel = self._kernel
         with self.hold_sync():
             self._shape = [*kernel.shape]
             self._largest = self._fixed_largest or float(kernel.abs().max()) or 1.0
