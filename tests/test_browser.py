@@ -140,10 +140,10 @@ def expect_says(page, row, column, scale=1, pinned=False):
     says = page.locator(".ntk-says")
     expect(says).to_contain_text(f"Row example {row} ({row % 3}), column example {column} "
                                  f"({column % 3}): kernel ")
-    numbers = [float(n) for n in re.findall(r"(?:kernel|cosine) (\d+(?:\.\d+)?)", says.text_content())]
+    said = re.findall(r"(?:kernel|cosine) (\d+(?:\.\d+)?)", says.text_content())
     length = (kernel[row, row] * kernel[column, column]) ** 0.5
     expected = [scale * kernel[row, column], kernel[row, column] / length]
-    assert numbers == pytest.approx(expected, rel=6e-3)
+    assert [*map(float, said)] == pytest.approx(expected, rel=6e-3)
     assert ("Pinned" in says.text_content()) == pinned
 
 

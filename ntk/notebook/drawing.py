@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from ntk.notebook.pictures import base64_of
+from ntk.notebook.pictures import base64_of, title_of
 
 HEATMAP = 400  # the width of a heatmap in the page, in pixels, or a little less
 DECADES = -2, 4  # of the scale beside a kernel
@@ -60,7 +60,7 @@ def heatmaps(panels, alt):
 
 
 def heatmap(ax, image, alt):
-    title, below = html.escape(ax.get_title()), html.escape(ax.get_xlabel())
+    title, below = html.escape(title_of(ax)), html.escape(ax.get_xlabel())
     side = f' title="rows: {html.escape(ax.get_ylabel())}"' if ax.get_ylabel() else ""
     rows, columns = image.get_array().shape[:2]
     width = HEATMAP // columns * columns or HEATMAP  # whole pixels for each entry
@@ -88,8 +88,9 @@ def colour_scale(image):
         low, high = image.colorbar.ax.get_ylim()
     steps = np.linspace(high, low, 64)[:, None]
     colours = np.ascontiguousarray(image.to_rgba(steps, bytes=True)[..., :3])
-    marks = [f'<span style="top: {100 * (high - value) / (high - low):.1f}%">{value:.3g}</span>'
-             for value in ([high, 0.0, low] if low < 0 < high else [high, low])]
+    values = [high, 0.0, low] if low < 0 < high else [high, low]
+    marks = [f'<span style="top: {100 * (high - value) / (high - low):.1f}%">'
+             f"{value:.3g}</span>".replace("-", "−") for value in values]
     bar = picture(png_from(Image.fromarray(colours)), "", 'class="ntk-bar"')
     size = size_mark(high) if image.get_label() == "kernel" else ""
     return f'<div class="ntk-scale">{bar}{"".join(marks)}</div>{size}'

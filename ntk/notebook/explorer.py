@@ -34,9 +34,9 @@ STYLE = """<style>
 .ntk-heatmap {margin: 0; max-width: 100%}
 .ntk-heatmap figcaption {font-size: 1.1em; min-height: 1.4em}
 .ntk-heatmap > div {display: flex; gap: 0.7em}
-.ntk-pixels {image-rendering: pixelated; flex: 0 1 auto; min-width: 0}
+.ntk-pixels {image-rendering: pixelated; flex: 0 1 auto; min-width: 0; align-self: flex-start}
 .ntk-scale, .ntk-size {position: relative; flex: none; width: 3.6em; font-size: 0.8em}
-.ntk-bar {width: 0.7em; height: 100%; display: block}
+.ntk-bar {position: absolute; width: 0.7em; height: 100%}
 .ntk-scale span {position: absolute; left: 1.1em; transform: translateY(-50%)}
 .ntk-scale span:first-of-type {transform: none}
 .ntk-scale span:last-of-type {transform: translateY(-100%)}
@@ -126,7 +126,8 @@ class Explorer(widgets.VBox):
             return drawn, self._alt.format(**{"title": drawn.title, **values}), None
         figure = figure_of(drawn)
         plt.close(figure)  # or the inline backend shows it a second time
-        alt = self._alt.format(**{"title": title_of(figure), **values})
+        title = title_of(figure.axes[0]) if figure.axes else ""
+        alt = self._alt.format(**{"title": title, **values})
         return figure, alt, live(figure, alt)
 
     def _show(self, drawn, alt, picture):

@@ -146,14 +146,16 @@ class KernelView {
   }
 
   paintRow(i) {
-    const {bars, colours} = this, height = 48, middle = this.model.get("_negative") ? height / 2 : height;
+    const {bars, colours} = this, height = 48, largest = this.model.get("_largest");
+    const lowest = Math.max(-1, Math.min(0, this.entries.reduce((a, b) => Math.min(a, b)) / largest));
+    const zero = height / (1 - lowest);  // the height of the baseline, from above
     [bars.width, bars.height] = [this.columns, height];
     const context = bars.getContext("2d");
     for (let j = 0; j < this.columns; j++) {
       const value = this.entries[i * this.columns + j], c = this.colour(value);
-      const size = Math.max(-1, Math.min(1, value / this.model.get("_largest"))) * middle;
+      const size = Math.max(-1, Math.min(1, value / largest)) * zero;
       context.fillStyle = `rgb(${colours[c]}, ${colours[c + 1]}, ${colours[c + 2]})`;
-      context.fillRect(j, middle - Math.max(0, size), 1, Math.max(1, Math.abs(size)));
+      context.fillRect(j, zero - Math.max(0, size), 1, Math.max(1, Math.abs(size)));
     }
   }
 

@@ -153,10 +153,9 @@ def figure_of(drawn):
     return figure
 
 
-def title_of(figure):
-    "Of its first axes, wherever it stands."
-    titles = (figure.axes[0].get_title(loc=side) for side in ("left", "center", "right"))
-    return next(filter(None, titles), "") if figure.axes else ""
+def title_of(ax):
+    "Wherever it stands."
+    return next(filter(None, map(ax.get_title, ("left", "center", "right"))), "")
 
 
 def show_words(alt):

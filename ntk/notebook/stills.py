@@ -35,9 +35,10 @@ def captions(stills):
 
 
 def strip(pngs, words):
-    "One PNG of several, each under its caption: two or three in a row."
+    "One PNG of several, each under its caption: up to three in a row."
     pictures = [Image.open(io.BytesIO(png)).convert("RGB") for png in pngs]
-    in_a_row = min(len(pictures), 3 if pictures[0].width < WIDTH / 2 else 2)
+    wide = pictures[0].width
+    in_a_row = min(len(pictures), 3 if wide < WIDTH / 2 else 2 if wide < 0.8 * WIDTH else 1)
     side = min(max(picture.width for picture in pictures), WIDTH // in_a_row - GAP)
     pictures = [picture.resize((side, round(picture.height * side / picture.width)))
                 if picture.width > side else picture for picture in pictures]

@@ -47,7 +47,7 @@ class KernelView(anywidget.AnyWidget):
     _esm, _css = FOLDER / "kernel_view.js", FOLDER / "kernel_view.css"
     title, alt = traitlets.Unicode().tag(sync=True), traitlets.Unicode().tag(sync=True)
     pinned = traitlets.List(traitlets.Int()).tag(sync=True)
-    sheet, _negative = traitlets.Bool().tag(sync=True), traitlets.Bool().tag(sync=True)
+    sheet = traitlets.Bool().tag(sync=True)
     _entries, _colours = traitlets.Bytes().tag(sync=True), traitlets.Bytes(COLOURS).tag(sync=True)
     _shape, _image_shape = traitlets.List().tag(sync=True), traitlets.List([0, 0]).tag(sync=True)
     _largest = traitlets.Float(1.0).tag(sync=True)
@@ -103,7 +103,6 @@ class KernelView(anywidget.AnyWidget):
         with self.hold_sync():
             self._shape = [*kernel.shape]
             self._largest = self._fixed_largest or float(kernel.abs().max()) or 1.0
-            self._negative = bool((kernel < 0).any())
             self._entries = kernel.float().numpy().tobytes()
 
     @property

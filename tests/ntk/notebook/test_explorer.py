@@ -259,7 +259,7 @@ def test_captions_tell_what_differs():
 
 
 @pytest.mark.parametrize("count, width, in_a_row", [(1, 600, 1), (2, 600, 2), (4, 1200, 2),
-                                                   (3, 800, 3), (5, 400, 3)])
+                                                   (3, 800, 3), (5, 400, 3), (2, 1600, 1)])
 def test_a_strip_has_rows(count, width, in_a_row):
     png = io.BytesIO()
     Image.new("RGB", (width, 100), "red").save(png, "png")

@@ -24,7 +24,7 @@ def entries(view):
 
 def test_the_page_gets_entries_colours_names_and_the_largest():
     view = KernelView(KERNEL, labels=[7, 8, 9], title="three")
-    assert np.array_equal(entries(view), KERNEL) and view._largest == 4 and view._negative
+    assert np.array_equal(entries(view), KERNEL) and view._largest == 4
     colours = np.frombuffer(view._colours, np.uint8).reshape(-1, 3)
     assert np.array_equal(colours, GLOW(np.arange(GLOW.N), bytes=True)[:, :3])
     assert view._names == ["example 0 (7)", "example 1 (8)", "example 2 (9)"]
