@@ -25,7 +25,8 @@ FLOORS = [  # from the ground up; a file imports from the floors below its own
     ["ntk.training"],
     ["ntk"],
     ["ntk.notebook", "ntk.notebook.pictures"],
-    ["ntk.notebook.explorer", "ntk.notebook.exercises"],
+    ["ntk.notebook.explorer", "ntk.notebook.claim", "ntk.notebook.questions"],
+    ["ntk.notebook.exercises"],
     ["ntk_helpers"],
 ]
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
