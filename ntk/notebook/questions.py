@@ -19,10 +19,10 @@ STYLE = """<style>
 /* two lines are kept free, so that nothing below jumps when one answers */
 .ntk-verdict, .ntk-verdict .widget-html-content {min-height: 3em; line-height: 1.5}
 .ntk-verdict p {margin: 0; padding-left: 0.5em; border-left: 4px solid transparent}
-.ntk-verdict .ntk-right {border-color: var(--jp-success-color1, #388e3c)}
-.ntk-verdict .ntk-wrong {border-color: var(--jp-warn-color1, #f57c00)}
-.ntk-right .ntk-mark {color: var(--jp-success-color1, #388e3c)}
-.ntk-wrong .ntk-mark {color: var(--jp-warn-color1, #f57c00)}
+.ntk-verdict .ntk-right {border-color: var(--jp-success-color0, #388e3c)}
+.ntk-verdict .ntk-wrong {border-color: var(--jp-warn-color0, #e65100)}
+.ntk-right .ntk-mark {color: var(--jp-success-color0, #388e3c)}
+.ntk-wrong .ntk-mark {color: var(--jp-warn-color0, #e65100)}
 .ntk-mark {font-size: 1.5em; line-height: 1; font-weight: bold}
 /* the kernel is gone: buttons can be pressed, but nobody answers */
 .ntk-question.jupyter-widgets-disconnected::before {

@@ -129,7 +129,7 @@ def test_what_one_is_told_is_read_out_and_needs_no_colour(question):
     for press in (question.buttons[0].click, question.tell_me.click):
         press()
         assert question.verdict.value.startswith('<p role="status"')
-    colours = re.findall(r"var\(--jp-(\w+)-color1, #\w{6}\)", questions.STYLE)
+    colours = re.findall(r"var\(--jp-(\w+)-color0, #\w{6}\)", questions.STYLE)
     assert set(colours) == {"success", "warn"}
 
 
