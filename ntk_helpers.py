@@ -10,7 +10,8 @@ from ntk.notebook.pictures import show           # 00_start_here
 from ntk.notebook.pictures import plot_kernel    # 00_start_here, and how to read it: 04_heatmap
 from ntk.notebook.explorer import Explorer       # 00_start_here
 from ntk.notebook.views import KernelView        # 00_start_here, and how to read it: 04_heatmap
-from ntk.notebook.exercises import ask           # 00_start_here
+from ntk.notebook.claim import claim             # 00_start_here
+from ntk.notebook.questions import ask           # 00_start_here
 from ntk.notebook.exercises import check         # 00_start_here
 from ntk.notebook.exercises import score         # 00_start_here
 from ntk.model import MLP                        # 01_model
@@ -25,7 +26,8 @@ from ntk.tangent import gradient_flow            # 07_training
 from ntk.tangent import linearize                # 07_training
 
 __all__ = [
-    "set_style", "show", "plot_kernel", "Explorer", "KernelView", "ask", "check", "score",
+    "set_style", "show", "plot_kernel", "Explorer", "KernelView", "claim", "ask",
+    "check", "score",
     "MLP", "get_grads", "compute_ntk", "spectrum", "cosine", "alignment",
     "infinite_width_ntk", "train", "gradient_flow", "linearize",
 ]

@@ -8,6 +8,8 @@ import nbformat
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.name for path in PATHS]
+FOLDED = "ask(", "# checked\n", "# expected\n"  # cells whose source is looked up, not read
+DECIDE = {"text/plain": "Decide first, then run this cell."}  # stored above a hidden output
 
 
 def read(path):
@@ -29,6 +31,16 @@ def outputs(notebook):
 def plain(source):
     "A cell's source without its shell commands."
     return re.sub(r"^(\s*)[!%].*", r"\1pass", source, flags=re.M)
+
+
+def settling(notebook):
+    "The code cells that show what a text asked to predict: as far as the next text, no questions."
+    asked = False
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            asked = "**Predict.**" in cell.source
+        elif asked and not cell.source.startswith("ask("):
+            yield cell
 
 
 def count_explorers(notebook):

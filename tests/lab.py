@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import nbformat
-from course import PATHS, ROOT, code, read
+from course import DECIDE, PATHS, ROOT, code, read
 from processes import HANG
 
 TOKEN = "browser-test"
@@ -57,6 +57,13 @@ def draw(scale=1):
 
 explorer = Explorer(draw, "a kernel of size {scale}", scale=(1, 400))
 explorer
+"""
+
+ONE_QUESTION = """
+import sys
+sys.path.insert(0, "..")
+from ntk_helpers import ask
+ask("00.brightest")
 """
 
 
@@ -135,7 +142,7 @@ def statuses():
 
 
 def copy_course(root):
-    "The helper, the package and the notebooks, without outputs, and two of tests."
+    "The helper, the package, the notebooks without outputs, and three small ones for tests."
     (root / "notebooks").mkdir(parents=True)
     shutil.copy(ROOT / "ntk_helpers.py", root)
     shutil.copytree(ROOT / "ntk", root / "ntk")
@@ -148,3 +155,14 @@ def copy_course(root):
         cells = [nbformat.v4.new_code_cell(source)]
         other = nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
         nbformat.write(other, root / f"notebooks/{name}.ipynb")
+    nbformat.write(question_and_experiment(notebook.metadata), root / "notebooks/question.ipynb")
+
+
+def question_and_experiment(metadata):
+    "A notebook of two cells; the second is stored as the refresh command stores what settles one."
+    outputs = [nbformat.v4.new_output("display_data", data)
+               for data in (DECIDE, {"text/plain": "the outcome"})]
+    experiment = nbformat.v4.new_code_cell("print('the ' + 'outcome')", outputs=outputs)
+    experiment.metadata["jupyter"] = {"outputs_hidden": True}
+    cells = [nbformat.v4.new_code_cell(ONE_QUESTION), experiment]
+    return nbformat.v4.new_notebook(cells=cells, metadata=metadata)

@@ -1,4 +1,4 @@
-"""Run notebooks with other seeds and say which of their assertions fail.
+"""Run notebooks with other seeds and say which of their claims and assertions fail.
 
 `python tests/other_seeds.py [--seeds 20] [NAME…]`, where NAME is the start of a file name (`03`,
 say); without one, all notebooks are run. Every seed that a notebook sets is moved, by 1000, 2000,
@@ -11,6 +11,7 @@ import ast
 import contextlib
 import io
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -39,7 +40,10 @@ class Record(ast.NodeTransformer):
 
 
 def failures(path, shift):
-    "The assertions that fail, as text, with all seeds moved by `shift`; an error comes last."
+    """The claims (✗) and assertions that fail, as text, with all seeds moved by `shift`.
+
+    An error comes last.
+    """
     import matplotlib
     import numpy as np
     import torch
@@ -56,10 +60,11 @@ def failures(path, shift):
     names = {"FAILED": []}
     for cell in code(read(path)):
         tree = ast.fix_missing_locations(Record(shift).visit(ast.parse(plain(cell.source))))
+        said = io.StringIO()
         try:
-            with (contextlib.redirect_stdout(io.StringIO()),
-                  contextlib.redirect_stderr(io.StringIO())):
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):
                 exec(compile(tree, path.name, "exec"), names)
+            names["FAILED"] += re.findall("^✗ Here .*", said.getvalue(), re.M)
         except Exception as error:
             return [*names["FAILED"], f"{type(error).__name__}: {error} in\n{cell.source}"]
     return names["FAILED"]

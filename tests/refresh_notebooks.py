@@ -11,7 +11,7 @@ import re
 import sys
 
 import nbformat
-from course import PATHS, ROOT, code, read
+from course import DECIDE, FOLDED, PATHS, ROOT, code, read, settling
 from kernels import AsyncSocketKernelManager
 from nbclient import NotebookClient
 from processes import HANG
@@ -55,13 +55,26 @@ def normalise(notebook):
     for count, cell in enumerate(code(notebook), start=1):
         cell.execution_count = count
         cell.metadata.pop("execution", None)  # timings
-        if cell.source.startswith("ask("):  # it tells the answer: JupyterLab folds it
+        cell.metadata.pop("jupyter", None)
+        if cell.source.startswith(FOLDED):
             cell.metadata["jupyter"] = {"source_hidden": True}
-        cell.outputs = joined(cell.outputs)
+        cell.outputs = joined(output for output in cell.outputs if output.get("data") != DECIDE)
         for output in cell.outputs:
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
             if output.output_type == "execute_result":
                 output.execution_count = count
+    for cell in settling(notebook):
+        if cell.outputs:
+            hide_outputs(cell)
+
+
+def hide_outputs(cell):
+    """JupyterLab shows them once the cell has run, and until then the first line of the first.
+
+    That would be the answer, as text, so another output stands before it. No run gives it.
+    """
+    cell.metadata.setdefault("jupyter", {})["outputs_hidden"] = True
+    cell.outputs.insert(0, nbformat.v4.new_output("display_data", DECIDE))
 
 
 def joined(outputs):

@@ -17,7 +17,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from course import PATHS, code, count_explorers, read
+from course import DECIDE, FOLDED, PATHS, code, count_explorers, read
 from lab import TOKEN, Lab
 from playwright.sync_api import expect
 from processes import HANG
@@ -370,7 +370,7 @@ def test_all_cells_run_in_order_without_error(notebook, tmp_path):
     with screenshot(notebook, tmp_path):
         assert_no_error(notebook)
         seen = [f"[{i}]:" for i, cell in enumerate(code(notebook.committed), start=1)
-                if "jupyter" not in cell.metadata]  # questions are folded
+                if not cell.source.startswith(FOLDED)]
         expect(notebook.locator(".jp-CodeCell .jp-InputArea-prompt")).to_have_text(seen)
 
 
@@ -447,20 +447,24 @@ def test_boxes_and_menus_change_the_picture(notebook, tmp_path):
 
 
 def test_questions_answer_back(notebook, tmp_path):
-    "By keyboard alone: every option gives its reason, and one of them is right."
+    "By keyboard alone, in a place kept free: a guess, then reasons, and one option is right."
     with screenshot(notebook, tmp_path):
         asked = [cell for cell in code(notebook.committed) if cell.source.startswith("ask(")]
         questions = notebook.locator(".ntk-question")
         expect(questions).to_have_count(len(asked))
         for question in questions.all():
-            verdicts = []
+            says, verdicts = question.get_by_role("status"), []
+            height = question.bounding_box()["height"]
             for button in question.get_by_role("button").all():
                 button.focus()
                 notebook.keyboard.press("Enter")
-                words = button.text_content().strip() + ": "
-                reason = question.get_by_role("alert").filter(has_text=words)
-                expect(reason).to_have_text(re.compile(r"(Right|Not so)\. .{20}"))
-                verdicts.append("Right." in reason.text_content())
+                if not verdicts:
+                    expect(says).to_have_text(f"Your guess: {button.text_content().strip()}")
+                    question.get_by_role("button", name="Tell me").press("Enter")
+                words = re.escape(button.text_content().strip())
+                expect(says).to_have_text(re.compile(rf"[✓✗] {words}: (Right|Not so)\. .{{20}}"))
+                assert question.bounding_box()["height"] <= height + 2
+                verdicts.append("Right." in says.text_content())
             assert sorted(verdicts) == [False] * (len(verdicts) - 1) + [True]
         assert_no_error(notebook)
 
@@ -610,3 +614,61 @@ def test_a_restarted_kernel_leaves_no_picture_that_looks_alive(two_explorers, tm
         assert_no_error(two_explorers)
         run_all(two_explorers, two_explorers.path)
         expect_pictures(two_explorers, [0, 0])
+
+
+@pytest.fixture
+def one_question(lab, new_page):
+    "A page with a question, which has run, and an experiment, which has not."
+    page = new_page(viewport=DESK)
+    page.goto(f"{lab.url}/lab/tree/notebooks/question.ipynb?reset&token={TOKEN}")
+    expect(page.locator(".jp-Notebook .jp-CodeCell")).to_have_count(2, timeout=1000 * HANG)
+    page.wait_for_function("jupyterapp.shell.currentWidget.sessionContext.session?.kernel")
+    page.evaluate("jupyterapp.shell.currentWidget.sessionContext.session.kernel.info")
+    page.experiment = page.locator(".jp-CodeCell").nth(1)
+    page.outcome = page.experiment.locator(".jp-OutputArea-output", has_text="the outcome")
+    run_selected(page)
+    expect(page.locator(".ntk-question")).to_have_count(1, timeout=1000 * HANG)
+    yield page
+    page.close()
+    lab.shut_down_kernels()
+
+
+def run_selected(page):
+    "And select the next cell."
+    page.evaluate("jupyterapp.commands.execute('notebook:run-cell-and-select-next')")
+
+
+def test_the_outcome_is_hidden_until_the_experiment_has_run(one_question, tmp_path):
+    with screenshot(one_question, tmp_path):
+        [words] = DECIDE.values()
+        expect(one_question.experiment.get_by_text(words)).to_be_visible()
+        expect(one_question.outcome).to_have_count(0)
+        run_selected(one_question)
+        expect(one_question.outcome).to_be_visible()
+        expect(one_question.experiment.get_by_text(words)).to_have_count(0)
+
+
+def test_the_verdict_comes_with_the_outcome(one_question, tmp_path):
+    with screenshot(one_question, tmp_path):
+        question = one_question.locator(".ntk-question")
+        expect(one_question.locator("details")).to_have_count(0)  # the page for static readers
+        question.get_by_role("button", name="On the diagonal").click()
+        expect(question.get_by_role("status")).to_have_text("Your guess: On the diagonal")
+        one_question.experiment.locator(".jp-InputArea-editor").click()
+        run_selected(one_question)
+        expect(question.get_by_role("status")).to_have_text(re.compile("✓ On the diagonal: Right"))
+        assert_no_error(one_question)
+
+
+def test_a_restarted_kernel_leaves_no_question_that_looks_alive(one_question, tmp_path):
+    "A sentence above the buttons, and no other sign of ipywidgets'."
+    before = "e => getComputedStyle(e, '::before').content"
+    with screenshot(one_question, tmp_path):
+        question = one_question.locator(".ntk-question")
+        assert question.evaluate(before) == "none"
+        one_question.evaluate(
+            "jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+        expect(one_question.locator(".ntk-question.jupyter-widgets-disconnected")).to_have_count(1)
+        assert "run this cell again" in question.evaluate(before)
+        parts = question.locator(".jupyter-widgets-disconnected")
+        assert {part.evaluate(before) for part in parts.all()} == {"none"}

@@ -1,6 +1,7 @@
-"""Sentences with numbers: each number stands in the cells beside it, and an `assert` does, too.
+"""Sentences with numbers: each number stands in the cells beside it, and a `claim` does, too.
 
-A number stands there in the code or in the output; one that the code sets needs no `assert`. Beside
+A number stands there in the code or in the output; one that the code sets needs no claim, and where
+a notebook has none yet, an `assert` is as good. Beside
 a text are the code cells before and after it, as far as the next text; beside the recap, all cells
 of the notebook. Not read: what claims nothing (code, formulas, tables, citations, links and
 questions), exercises, which check themselves, and numbers up to 3 that neither a point nor a rate
@@ -96,8 +97,8 @@ def missing_beside(sentence, neighbours):
     found = [n for n in re.findall(NUMBER, sentence) if not re.fullmatch("[0-3]", n)]
     missing = [n for n in found if not is_among(n, is_shown)]
     claims = re.search(RATE, sentence) or any(not is_among(n, is_set) for n in found)
-    if claims and "assert " not in source:
-        missing.append("an assertion")
+    if claims and not re.search(r"\bclaim\(|\bassert ", source):
+        missing.append("a claim")
     return ", ".join(missing)
 
 

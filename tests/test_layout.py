@@ -25,8 +25,9 @@ FLOORS = [  # from the ground up; a file imports from the floors below its own
     ["ntk.training"],
     ["ntk"],
     ["ntk.notebook", "ntk.notebook.pictures", "ntk.notebook.controls"],
-    ["ntk.notebook.drawing", "ntk.notebook.stills", "ntk.notebook.exercises"],
-    ["ntk.notebook.views"],
+    ["ntk.notebook.drawing", "ntk.notebook.stills", "ntk.notebook.claim",
+     "ntk.notebook.questions"],
+    ["ntk.notebook.views", "ntk.notebook.exercises"],
     ["ntk.notebook.explorer"],
     ["ntk_helpers"],
 ]

@@ -12,16 +12,32 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from course import NAMES, PATHS, ROOT, code, outputs, plain, prose, read
+from course import (
+    DECIDE,
+    FOLDED,
+    NAMES,
+    PATHS,
+    ROOT,
+    code,
+    outputs,
+    plain,
+    prose,
+    read,
+    settling,
+)
 from processes import run
 from refresh_notebooks import badges, normalise, repository, with_addresses
 from wrong_answers import WRONG
+
+from ntk.notebook.questions import ask, stored_questions
 
 COURSE = [
     "00_start_here", "01_model", "02_gradients", "03_ntk", "04_heatmap", "05_infinite_width",
     "06_depth", "07_training", "08_spectral_bias", "09_lazy_and_rich", "10_ensembles",
     "11_fast_ntk", "12_real_data",
 ]
+WITH_CLAIMS = [path for path in PATHS if path.name[:2] <= "04"]  # the others still have asserts
+IN_FULL = ["11"]  # notebooks whose questions and expectations still stand in visible cells
 MACHINE_PATHS = [str(ROOT), str(Path.home()), tempfile.gettempdir(), "site-packages", "/home/",
                  "/Users/"]
 
@@ -116,7 +132,7 @@ def test_shape(notebook, path):
                  "**Reference"):
         assert part in prose(notebook), part
     sources = [cell.source for cell in code(notebook)]
-    assert sum(source.count("assert ") for source in sources) >= 4
+    assert sum(len(re.findall(r"\bclaim\(|\bassert ", source)) for source in sources) >= 4
     assert sum("check(" in source and "..." in source for source in sources) >= 2
     assert sum("Explorer(" in source for source in sources) >= 1
     assert sum(source.startswith("ask(") for source in sources) >= 2 and sources[-1] == "score()"
@@ -125,10 +141,10 @@ def test_shape(notebook, path):
 def test_rhythm(notebook):
     """Small cells: half within 6 lines, nine in ten within 15.
 
-    A question and the score are text that stands in a code cell. A formula is a word; references
-    and folded solutions are looked up, not read.
+    A question and the score are text that stands in a code cell. A formula is a word; references,
+    claims and folded solutions are looked up, not read.
     """
-    cells = [cell for cell in notebook.cells if not cell.source.startswith(("ask(", "score("))]
+    cells = [cell for cell in notebook.cells if not cell.source.startswith((*FOLDED, "score("))]
     assert 25 <= len(cells) <= 58
     lengths = sorted(len([line for line in cell.source.splitlines() if line.strip()])
                      for cell in cells if cell.cell_type == "code")
@@ -209,12 +225,55 @@ def test_glossary_sends_to_where_a_term_is_introduced():
         assert any(term.split(" (")[0].casefold() in words for words in bold), (term, bold)
 
 
-def test_asserts_compare_something(notebook):
-    "`assert True` and the like prove nothing."
+def test_claims_compare_something(notebook):
+    "`claim(…, True)`, `assert True` and the like prove nothing."
     for cell in code(notebook):
         for node in ast.walk(ast.parse(plain(cell.source))):
             if isinstance(node, ast.Assert):
                 assert not isinstance(node.test, (ast.Constant, ast.Tuple))
+            if is_call(node, "claim"):
+                assert not isinstance(node.args[1], (ast.Constant, ast.Tuple))
+
+
+def is_call(node, name):
+    return isinstance(node, ast.Call) and getattr(node.func, "id", None) == name
+
+
+@pytest.mark.parametrize("path", WITH_CLAIMS, ids=lambda path: path.name, indirect=True)
+def test_claims_are_sentences_that_hold_in_cells_of_their_own(notebook):
+    "Nothing in these notebooks raises because a learner's change has ended a claim."
+    for cell in code(notebook):
+        calls = [node for node in ast.walk(ast.parse(plain(cell.source))) if is_call(node, "claim")]
+        assert "assert " not in cell.source
+        assert bool(calls) == cell.source.startswith("# checked\n"), cell.source
+        said = "".join(output.get("text", "") for output in cell.outputs)
+        for call in calls:
+            first, *_, last = ast.unparse(call.args[0]).removeprefix("f").strip("'\"")
+            assert first.isupper() or not first.isalpha(), said
+            assert last == ".", said
+        assert not calls or re.fullmatch("(✓ .+\n)+", said), said
+
+
+def test_predictions_are_not_given_away(notebook):
+    "What settles one is hidden until it has run, and its place says so."
+    for cell in settling(notebook):
+        if cell.outputs:
+            assert cell.metadata["jupyter"]["outputs_hidden"]
+            assert cell.outputs[0].data == DECIDE and len(cell.outputs) > 1
+    shown = [cell for cell in code(notebook) if cell not in [*settling(notebook)]]
+    assert not any(output.get("data") == DECIDE for cell in shown for output in cell.outputs)
+    assert any(cell.outputs for cell in settling(notebook))
+
+
+def test_no_cell_tells_the_answer(notebook, path):
+    "Of a question, nor of an exercise: what is expected stands in a folded cell."
+    for cell in code(notebook):
+        for node in ast.walk(ast.parse(plain(cell.source))):
+            if is_call(node, "ask") and path.name[:2] not in IN_FULL:
+                assert len(node.args) == 1 and not node.keywords, cell.source
+            if is_call(node, "check") and path.name[:2] not in IN_FULL:
+                expected = ast.unparse(node.args[1])
+                assert re.fullmatch(r"expected_\d|True", expected), cell.source
 
 
 def names_from_outside(function):
@@ -293,20 +352,43 @@ def test_solutions_pass_their_checks_and_wrong_answers_do_not(notebook, path, tm
     done = run(sys.executable, file, cwd=ROOT / "notebooks")
     said = done.stdout
     assert done.returncode == 0, done.stderr
-    assert said.count("Right.") == len(found), said
+    assert said.count("✓ Right.") == len(found), said
     assert f"{len(found)} of {len(found)} exercises passed" in said, said
     verdicts = dict(re.findall(r"^wrong answer (\d+):\n(.*)$", said, re.M))
     for i, (start, _, hint) in enumerate(wrong):
         verdict = verdicts[str(i)]
-        assert re.search(f"^Not yet: .*{hint}|^Not yet: {hint}", verdict), f"{start}: {verdict}"
+        assert re.search(f"^✗ Not yet: (.*{hint}|{hint})", verdict), f"{start}: {verdict}"
+
+
+def asked(cell):
+    "The question of a cell that begins with ask(."
+    if len(ast.parse(cell.source).body[0].value.args) == 1:
+        return ask(ast.literal_eval(cell.source.removeprefix("ask")))
+    return eval(cell.source, {"ask": ask})
 
 
 def test_questions_come_before_they_are_settled(notebook):
     "Three options or more, each with its reason; a prediction stands in the text above."
     for before, cell in zip(notebook.cells, notebook.cells[1:]):
         if cell.source.startswith("ask("):
-            arguments = ast.parse(cell.source).body[0].value.args
-            question, options = map(ast.literal_eval, arguments)
+            question = asked(cell)
             assert "**Predict.**" in before.source, question
-            assert len(options) >= 3, question
-            assert all(len(reason) > 20 for reason in options.values()), question
+            assert len(question.options) >= 3, question
+            assert all(len(reason) > 20 for reason in question.options.values()), question
+
+
+def test_every_stored_question_is_asked_where_its_name_says():
+    used = [(path.name[:2], asked(cell).question) for path in PATHS for cell in code(read(path))
+            if cell.source.startswith("ask(")]
+    stored = [(name[:2], question["question"]) for name, question in stored_questions().items()]
+    assert used == stored
+
+
+def test_a_reader_without_a_kernel_can_answer(notebook):
+    "A question is stored once, as a page that folds open; its text does not tell what is right."
+    for cell in code(notebook):
+        if cell.source.startswith("ask("):
+            [output] = cell.outputs
+            assert output.data["text/plain"].startswith("▶ Run this cell to answer.\n")
+            assert output.data["text/html"] == asked(cell).as_page()
+            assert not re.search("[✓✗]", output.data["text/plain"])

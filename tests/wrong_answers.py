@@ -114,7 +114,7 @@ def divisors(net):
     "06": [
         ("factor =", "factor = 2**30", r"too small by a factor 2\."),
         ("edge_of_leaky =", "edge_of_leaky = 2**0.5", r"is too large"),
-        ("width =", "width = 830", r"830 is too large"),
+        ("width =", "width = 830", r"830 is not it"),
         ("def layers_until", """
 def layers_until(c, goal):
     layers = 1
@@ -122,7 +122,7 @@ def layers_until(c, goal):
         c = (math.sqrt(1 - c**2) + (math.pi - math.acos(c)) * c) / math.pi
         layers += 1
     return layers
-""", r"14 is too large\. Tried: layers_until\(0\.0, 0\.9\)"),
+""", r"14 is not it\. Tried: layers_until\(0\.0, 0\.9\)"),
         ("def layers_until", """
 def layers_until(c, goal):
     layers = 0
@@ -130,7 +130,7 @@ def layers_until(c, goal):
         c = (math.sqrt(1 - c**2) + (180 - math.degrees(math.acos(c))) * c) / math.pi
         layers += 1
     return layers
-""", r"is too small\. Tried: layers_until"),
+""", r"is not it\. Tried: layers_until"),
     ],
     "07": [
         ("def time_to", """
@@ -146,7 +146,7 @@ def time_to(fraction, ntk, error):
     return times[(left < fraction).int().argmax()].item()
 """, r"too large by a factor 2\."),
         ("factor =", "factor = 2", r"too large by a factor 4"),
-        ("steps_to_ruin =", "steps_to_ruin = 72", r"72 is too small"),
+        ("steps_to_ruin =", "steps_to_ruin = 72", r"72 is not it"),
         ("slower =", "slower = 4", r"too large by a factor 2"),
     ],
     "08": [
@@ -157,7 +157,7 @@ def half_steps(ntk, targets):
     while error.norm() ** 2 > targets.norm() ** 2 / 2:
         error, steps = factors * error, steps + 1
     return steps
-""", r"too small by a factor 2\.|50 is too small"),
+""", r"50 is not it\. Tried: half_steps"),
         ("def half_steps", """
 def half_steps(ntk, targets):
     eigenvalues, modes = torch.linalg.eigh(ntk)
@@ -165,9 +165,9 @@ def half_steps(ntk, targets):
     while error.norm() > targets.norm() / 2:
         error, steps = (1 - 0.5 * eigenvalues / eigenvalues[-1]) * error, steps + 1
     return steps
-""", r"is too large\. Tried: half_steps|too large by a factor 2"),
+""", r"is not it\. Tried: half_steps"),
         ("ratio =", "ratio = 16", r"too small by a factor 1\.08"),
-        ("odd =", "drawn = 28, 59", r"entries differ"),
+        ("drawn =", "drawn = 28, 59", r"entries differ"),
     ],
     "09": [
         ("def mirrored", """

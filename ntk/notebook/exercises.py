@@ -1,4 +1,4 @@
-"""Exercises that check themselves, and questions that answer back.
+"""Exercises that check themselves.
 
 A verdict on an answer is a sentence with one hint, the first that fits, from the most telling down.
 It comes whatever the answer is, and nothing is raised: a notebook runs through with its exercises
@@ -7,22 +7,19 @@ unsolved.
 
 import copy
 import dis
-import html
 import inspect
 import math
 
-import ipywidgets as widgets
 import numpy as np
 import torch
 from torch import nn
 
-from ntk.checks import require
+from ntk.notebook.questions import answered
 
-RIGHT = "Right."
-NOT_ATTEMPTED = "Not attempted yet: put your answer in place of the … and run the cell again."
+RIGHT = "✓ Right."
+NOT_ATTEMPTED = "… Not attempted yet: put your answer in place of the … and run the cell again."
 
 passed = {}  # the line that calls check → whether its last answer was right
-answered = {}  # a question → whether the last click on it was right
 
 
 def check(answer, expected):
@@ -39,22 +36,6 @@ def check(answer, expected):
     line = "".join(caller.code_context or [repr(expected)]).strip()  # stays if a cell is run again
     passed[line] = verdict == RIGHT
     print(verdict)
-
-
-def ask(question, options, right):
-    """A multiple-choice question as a widget, for a cell's last line.
-
-    One click shows whether an option is right, and why.
-
-    options: {option: the reason why it is right or wrong}, in the order shown.
-    right: the right option. Raises ValueError if it is none of them, and TypeError for options
-        that are no such dict.
-    """
-    texts = [*options, *options.values()] if isinstance(options, dict) else [None]
-    require(all(isinstance(text, str) for text in texts), "options must be a dict of strings, "
-            f"{{option: the reason why it is right or wrong}}, got {options!r}", TypeError)
-    require(right in options, f"right must be one of the options {list(options)}, got {right!r}")
-    return Question(question, options, right)
 
 
 def score():
@@ -84,7 +65,7 @@ def is_list_of_calls(expected):
 
 def verdict_on_function(function, calls):
     if not callable(function):
-        return f"Not yet: expected a function, got {type(function).__name__}."
+        return f"✗ Not yet: expected a function, got {type(function).__name__}."
     for arguments, expected in calls:
         name = getattr(function, "__name__", "your function")
         call = f"{name}({', '.join(map(in_brief, arguments))})"
@@ -92,9 +73,9 @@ def verdict_on_function(function, calls):
             answer = function(*copy.deepcopy(arguments))
             verdict = verdict_on(answer, expected)
         except Exception as error:
-            return f"Not yet: {call} raises {type(error).__name__}: {error}"
+            return f"✗ Not yet: {call} raises {type(error).__name__}: {error}"
         if answer is None and not is_unwritten(function):
-            return f"Not yet: {call} returned nothing (`return` missing?)."
+            return f"✗ Not yet: {call} returned nothing (`return` missing?)."
         if verdict == NOT_ATTEMPTED:
             return NOT_ATTEMPTED
         if verdict != RIGHT:
@@ -124,26 +105,28 @@ def verdict_on_word(answer, expected):
     if isinstance(answer, (torch.Tensor, np.ndarray)) and math.prod(answer.shape) == 1:
         answer = answer.reshape(()).tolist()  # True from tensor(True)
     same = str(answer).strip().casefold() == str(expected).strip().casefold()
-    return RIGHT if same else f"Not yet: {answer!r} is not it."
+    return RIGHT if same else f"✗ Not yet: {answer!r} is not it."
 
 
 def verdict_on_numbers(answer, expected):
     got, want = as_numbers(answer), as_numbers(expected)
     if got is None or want is None:
-        return f"Not yet: expected numbers, got {type(answer).__name__}."
+        return f"✗ Not yet: expected numbers, got {type(answer).__name__}."
     if got.shape != want.shape:
         hint = hint_on_shape(got, want)
-        return f"Not yet: expected shape {want.shape}, got {got.shape}{hint}."
+        return f"✗ Not yet: expected shape {want.shape}, got {got.shape}{hint}."
     if not np.isfinite(got).all():
-        return f"Not yet: {np.sum(~np.isfinite(got))} of {got.size} entries are NaN or infinite."
+        return f"✗ Not yet: {np.sum(~np.isfinite(got))} of {got.size} entries are NaN or infinite."
     if agree(got, want).all():
         return RIGHT
+    if got.ndim == 0 and is_exact(want):  # a row, say: it is neither small nor large
+        return f"✗ Not yet: {answer} is not it."
     in_common = common_error(got.astype(float), want)
     if in_common is not None:
-        return f"Not yet: {in_common}"
+        return f"✗ Not yet: {in_common}"
     if got.ndim == 0:
-        return f"Not yet: {answer} is too {'large' if got > want else 'small'}."
-    return f"Not yet: {first_difference(got, want)}"
+        return f"✗ Not yet: {answer} is too {'large' if got > want else 'small'}."
+    return f"✗ Not yet: {first_difference(got, want)}"
 
 
 def as_numbers(value):
@@ -221,40 +204,3 @@ def first_difference(got, want):
     if not is_exact(want) or want.size >= 10:  # or it would give away counts and rows
         values = f"expected {float(want[place]):.4g}, {values}"
     return f"{len(wrong)} of {got.size} entries differ, first {wrong[0]}: {values}."
-
-
-# A question
-
-
-class Question(widgets.VBox):
-    "Its text, a button for each option, and the reason for the option that was clicked last."
-
-    def __init__(self, question, options, right):
-        self.question, self.options, self.right = question, options, right
-        answered.setdefault(question, False)
-        free = {"width": "auto", "height": "auto"}
-        self.buttons = [widgets.Button(description=option, layout=free) for option in options]
-        self.reason = widgets.HTML()
-        text = widgets.HTML(f"<b>{html.escape(question)}</b>")
-        style = widgets.HTML("<style>.ntk-question .jupyter-button "
-                             "{text-align: left; white-space: normal}</style>")
-        super().__init__([text, *self.buttons, self.reason, style])
-        self.add_class("ntk-question")
-        for button in self.buttons:
-            button.on_click(self.choose)
-
-    def choose(self, chosen):
-        option = chosen.description
-        right = answered[self.question] = option == self.right
-        mark = "check" if right else "times"
-        for button in self.buttons:
-            button.icon = mark if button is chosen else ""
-        verdict = html.escape(f"{option}: {RIGHT if right else 'Not so.'}")
-        reason = html.escape(self.options[option])
-        self.reason.value = f'<p role="alert"><b>{verdict}</b> {reason}</p>'
-
-    def __repr__(self):
-        return "\n".join([self.question, *(f"  ○ {option}" for option in self.options)])
-
-    def _repr_mimebundle_(self, **kwargs):
-        return {**super()._repr_mimebundle_(**kwargs), "text/plain": repr(self)}
