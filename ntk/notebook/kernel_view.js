@@ -183,7 +183,7 @@ class KernelView {
     canvas.style.aspectRatio = `${canvas.width} / ${canvas.height}`;
     place(row, (i % this.across) / this.across, Math.floor(i / this.across) / down,
           1 / this.across, 1 / down);
-    title.textContent = `A small step for ${this.name(i)} moves these, too`;
+    title.textContent = `A step for ${this.name(i)} moves these`;
   }
 
   // An input as a picture, or as an arrow.

@@ -134,7 +134,7 @@ class KernelView(anywidget.AnyWidget):
         corner = row % across * (width + 1) - 1, row // across * (height + 1) - 1
         ax.add_patch(plt.Rectangle(corner, width + 1, height + 1, fill=False, color="white", lw=2))
         ax.set(xticks=[], yticks=[])
-        ax.set_title(f"A small step for {self._names[row]} moves these, too", loc="left")
+        ax.set_title(f"A step for {self._names[row]} moves these", loc="left")
         ax.spines[:].set_visible(False)
 
     def __repr__(self):
