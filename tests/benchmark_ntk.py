@@ -3,10 +3,9 @@ than six minutes on two cores; with arguments (`… lenet resnet`), only the row
 them in their name.
 
 The article's loop: one backward pass for each example and output, then a dot product for each pair.
-torch.func, Jacobian and torch.func, products: the two functions of PyTorch's tutorial "Neural
-Tangent Kernels", but with one Jacobian, not two, where x2 = x1. compute_ntk: ours, and in the row
-of an infinitely wide net `infinite_width_ntk`. Each library of benchmark_peers.py that can be
-imported has a column after these.
+torch.func, Jacobian and torch.func, products: the functions of PyTorch's tutorial "Neural Tangent
+Kernels", but with one Jacobian, not two, where x2 = x1. compute_ntk: ours, for an infinitely wide
+net `infinite_width_ntk`. Libraries of benchmark_peers.py that can be imported have columns too.
 
 Floor: what nobody avoids, and nothing else. A forward pass, a backward pass for each output, and
 the products of Gram matrices, half of them where x2 = x1. Of linear layers the inputs and the
@@ -27,6 +26,7 @@ import math
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -37,17 +37,8 @@ import torch.nn.functional as F
 from torch import nn
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
-from benchmark_peers import (  # noqa: E402
-    JACOBIANS,
-    MEMORY,
-    NOT_SERVED,
-    importable,
-    jacobian_bytes,
-    jacobian_contraction,
-    made_of,
-    ntk_vector_products,
-    scaled_article,
-)
+import benchmark_peers as others  # noqa: E402
+from benchmark_peers import JACOBIANS, MEMORY, NOT_SERVED, jacobian_bytes  # noqa: E402
 
 from ntk import compute_ntk, infinite_width_ntk  # noqa: E402
 
@@ -103,8 +94,7 @@ class Block(nn.Module):
 
 
 def normed(before, after, size, stride):
-    return (nn.Conv2d(before, after, size, stride, size // 2, bias=False),
-            nn.BatchNorm2d(after))
+    return nn.Conv2d(before, after, size, stride, size // 2, bias=False), nn.BatchNorm2d(after)
 
 
 def resnet8():
@@ -147,8 +137,7 @@ CASES = {
     "100, 20-10-1": lambda: case(mlp(20, 10, 1), 100, 20),
     "300, 784-512-512-1": lambda: case(mlp(784, 512, 512, 1), 300, 784),
     "200, 784-512-512-10, full": lambda: case(mlp(784, 512, 512, 10), 200, 784),
-    "200, 784-512-512-10, trace":
-        lambda: case(mlp(784, 512, 512, 10), 200, 784, outputs="trace"),
+    "200, 784-512-512-10, trace": lambda: case(mlp(784, 512, 512, 10), 200, 784, outputs="trace"),
     "1000, 64-512-512-1": lambda: case(mlp(64, 512, 512, 1), 1000, 64),
     "1797, 64-4096-4096-1": lambda: case(mlp(64, 4096, 4096, 1), 1797, 64),
     "100, LeNet 28×28, O 10, full": lambda: case(lenet(), 100, 1, 28, 28),
@@ -236,22 +225,22 @@ def timed(function, *arguments, scale=1):
 def runs(case, peers):
     "{column: Run, or what stands in the table instead}."
     model, x1, x2, outputs = case
-    others = {column: peer(*case) for column, peer in peers.items()}
-    others = {column: timed(f) if callable(f) else f for column, f in others.items()}
+    more = {column: peer(*case) for column, peer in peers.items()}
+    more = {column: timed(f) if callable(f) else f for column, f in more.items()}
     if model is None:
         ours = timed(lambda: infinite_width_ntk(x1, hidden_layers=3).ntk)
-        return dict.fromkeys(COLUMNS, NOT_SERVED) | {"compute_ntk": ours} | others
-    size, y = jacobian_bytes(model, x1[:1], None), x1 if x2 is None else x2
+        return dict.fromkeys(COLUMNS, NOT_SERVED) | {"compute_ntk": ours} | more
+    y, size = x1 if x2 is None else x2, jacobian_bytes(model, x1[:1], None)
     few = max(1, min(len(x1), 50 // model(x1[:1]).shape[1], int(2e8 / size)))
     pair = x1[:min(few, 5)], y[:min(few, 5)]
-    jacobian = timed(jacobian_contraction, *case)
+    jacobian = timed(others.jacobian_contraction, *case)
     return dict(zip(COLUMNS, [
-        Run(lambda: scaled_article(*case, few), scaled=True),
+        Run(lambda: others.scaled_article(*case, few), scaled=True),
         jacobian if jacobian_bytes(model, x1, x2) < JACOBIANS else MEMORY,
-        timed(ntk_vector_products, model, *pair, outputs,
+        timed(others.ntk_vector_products, model, *pair, outputs,
               scale=len(x1) * len(y) / len(pair[0]) / len(pair[1])),
         timed(lambda: compute_ntk(model, x1, x2, outputs=outputs)),
-        timed(floor, *case) if made_of(model, *FLOORED) else NOT_SERVED])) | others
+        timed(floor, *case) if others.made_of(model, *FLOORED) else NOT_SERVED])) | more
 
 
 def measure(runs):
@@ -318,11 +307,12 @@ def table(cases, peers):
 
 def main(words):
     wanted = {name: make for name, make in CASES.items()
-              if not words or any(word.lower() in name.lower() for word in words)}
+              if any(word.lower() in name.lower() for word in words or [""])}
     if not wanted:
         raise SystemExit("no such row; there are\n" + "\n".join(CASES))
+    warnings.simplefilter("ignore")  # of what is slow, or deprecated, in others
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32\n")
-    for line in table(wanted, importable()):
+    for line in table(wanted, others.importable()):
         print(line, flush=True)
 
 

@@ -64,10 +64,11 @@ def article(model, x, outputs):
 def scaled_article(model, x1, x2, outputs, few):
     "Seconds for the whole case, and the kernel of `few` examples."
     size, n1, n2 = model(x1[:1]).shape[1], len(x1), 0 if x2 is None else len(x2)
-    some = x1[:few] if x2 is None else torch.cat([x1[:few], x2[:few]])
+    y = x1[:few] if x2 is None else x2[:few]
+    some = y if x2 is None else torch.cat([x1[:few], y])
     gradient, product, ntk = article(model, some, outputs)
     pairs = (n1 * n2 or n1 * (n1 + 1) / 2) * size ** (1 if outputs == "trace" else 2)
-    return gradient * (n1 + n2) * size + product * pairs, ntk[:few, -few:]
+    return gradient * (n1 + n2) * size + product * pairs, ntk[:few, -len(y):]
 
 
 def functional(model):
@@ -96,7 +97,7 @@ def ntk_vector_products(model, x1, x2, outputs):
     return in_form(full, outputs)
 
 
-# Neural Tangents (Novak et al. 2022)
+# Neural Tangents (Novak et al. 2022); version 0.6.5 works with jax 0.4.25 and numpy 1.26
 
 
 def to_jax(x):
@@ -113,7 +114,7 @@ def applied_in_jax(model):
     def f(params, x):
         for (kind, stride, padding), p in zip(layers, params):
             if kind is nn.Linear:
-                x = x @ p[0].T + p[1]
+                x = x @ p[0] + p[1]
             elif kind is nn.Conv2d:
                 around = [(places, places) for places in padding]
                 x = jax.lax.conv_general_dilated(x, p[0], stride, around) + p[1][:, None, None]
@@ -124,7 +125,9 @@ def applied_in_jax(model):
                 x = jax.nn.relu(x) if kind is nn.ReLU else x.reshape(len(x), -1)
         return x
 
-    return f, [[to_jax(p) for p in layer.parameters()] for layer in model]
+    # Linear's weights (fan_in, fan_out): no structure is recognised behind a transposition
+    return f, [[to_jax(p.T if isinstance(layer, nn.Linear) and p.ndim == 2 else p)
+                for p in layer.parameters()] for layer in model]
 
 
 def neural_tangents(model, x1, x2, outputs, implementation="STRUCTURED_DERIVATIVES"):
