@@ -9,17 +9,16 @@ pytestmark = pytest.mark.slow
 # notebook → (text in a cell, what a learner writes in its place)
 EDITS = {
     "00": [
-        ("seed = 0\n", "seed = 5\n"),
-        ("nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 1)",
-         "nn.Linear(20, 4), nn.ReLU(), nn.Linear(4, 1)"),
-        ("nn.ReLU()", "nn.Tanh()"),
-        ("nn.ReLU(),", "nn.ReLU(), nn.Linear(10, 10), nn.ReLU(),"),
-        ("eps = 0.001", "eps = 0.1"),
+        ("torch.manual_seed(0)\nmodel =", "torch.manual_seed(5)\nmodel ="),
+        ("model = MLP(64, 1024,", "model = MLP(64, 4,"),
+        ("model = MLP(64, 1024,", 'model = MLP(64, 1024, activation="tanh",'),
+        ("model = MLP(64, 1024,", "model = MLP(64, 1024, hidden_layers=2,"),
+        ("epsilon = model(x).detach()[:, 0], 0.001", "epsilon = model(x).detach()[:, 0], 0.1"),
         ("default_rng(0)", "default_rng(7)"),
         ("standard_normal((100, 20))", "standard_normal((40, 20))"),
-        ("seeds_agree(4), seeds_agree(4096)", "seeds_agree(2), seeds_agree(512)"),
-        ("in (64, 1024)]", "in (16, 256, 1024)]"),
-        ("width=16, seed=0", "width=4, seed=3"),
+        ("small = MLP(20, 10)", "small = MLP(20, 4)"),
+        ("MLP(64, width,", "MLP(64, width, hidden_layers=3,"),
+        ("width=1024, seed=0", "width=4, seed=3"),
     ],
     "01": [
         ("torch.manual_seed(0)\nnet =", "torch.manual_seed(5)\nnet ="),
