@@ -474,7 +474,7 @@ def run_selected(page):
 
 def test_the_outcome_is_hidden_until_the_experiment_has_run(one_question, tmp_path):
     with screenshot(one_question, tmp_path):
-        [words] = DECIDE.values()
+        words = DECIDE["text/plain"]
         expect(one_question.experiment.get_by_text(words)).to_be_visible()
         expect(one_question.outcome).to_have_count(0)
         run_selected(one_question)
