@@ -9,7 +9,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.name for path in PATHS]
 FOLDED = "ask(", "# checked\n", "# expected\n"  # cells whose source is looked up, not read
-DECIDE = {"text/plain": "Decide first, then run this cell."}  # stored above a hidden output
+# stored above a hidden output; pages that run nothing show the empty formula in its place
+DECIDE = {"text/latex": "", "text/plain": "Decide first, then run this cell."}
 
 
 def read(path):

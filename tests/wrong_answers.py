@@ -64,12 +64,12 @@ def ntk_without_bias(x, W1, w2):
     h = torch.relu(x @ W1.T)
     return h @ h.T
 """, r"5 of 9 entries differ, first \[0, 0\].*Tried: ntk_without_bias\(tensor of shape \(3, 20\)"),
-        ("three_outputs =", "square = ntk_blocks.reshape(24, 24)",
+        ("square =", "square = ntk_blocks.reshape(24, 24)",
          r"entries differ, first \[0, 3\]"),
-        ("three_outputs =", "square = ntk_blocks.permute(2, 0, 3, 1).reshape(24, 24)",
+        ("square =", "square = ntk_blocks.permute(2, 0, 3, 1).reshape(24, 24)",
          r"entries differ, first \[0, 1\]"),
-        ("largest =", "largest = 353", r"353 is too large"),
-        ("zeros =", "zeros = 0", r"0 is too small"),
+        ("largest =", "largest = 353", r"353 is not it"),
+        ("zeros =", "zeros = 0", r"0 is not it"),
     ],
     "04": [
         ("pair =", "pair = divmod(int((ntk2 * off).argmax()), 100)", r"2 of 2 entries differ"),
@@ -85,7 +85,7 @@ def my_cosine(rectangle, new_diagonal, old_diagonal):
         ("swapped =", "swapped = -0.8", r"the sign is wrong"),
     ],
     "05": [
-        ("answer =", "answer = 10", r"10 is too small"),
+        ("answer =", "answer = 10", r"10 is not it"),
         ("def erf_ntk", """
 def erf_ntk(angle):
     product = 2 / math.pi * torch.asin(2 * angle.cos() / 3)

@@ -5,6 +5,7 @@ element stays in the page and is given another picture, also while a slider is d
 """
 
 import html
+from contextlib import suppress
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -177,12 +178,13 @@ class Explorer(widgets.VBox):
         "The live view and, for readers without a kernel, the stills with their text."
         if self._shown is None:
             return stored(self, repr(self))
-        if not self.stills:
-            return stored(self, repr(self), picture_of(self._shown), self.alt)
-        pictures, words = [], []
+        drawn = []
         for values in self.stills:
-            drawn, alt, _ = self._drawn(values)
-            pictures.append(picture_of(drawn))
-            words.append(alt)
+            with suppress(Exception):  # a still that cannot be drawn is left out
+                figure, alt, _ = self._drawn(values)
+                drawn.append((picture_of(figure), values, alt))
+        if not drawn:
+            return stored(self, repr(self), picture_of(self._shown), self.alt)
+        pictures, values, words = zip(*drawn)
         self._update()
-        return stored(self, repr(self), strip(pictures, captions(self.stills)), " ".join(words))
+        return stored(self, repr(self), strip(pictures, captions(values)), " ".join(words))

@@ -23,7 +23,7 @@ STYLE = """<style>
 .ntk-verdict .ntk-wrong {border-color: var(--jp-warn-color0, #e65100)}
 .ntk-right .ntk-mark {color: var(--jp-success-color0, #388e3c)}
 .ntk-wrong .ntk-mark {color: var(--jp-warn-color0, #e65100)}
-.ntk-mark {font-size: 1.5em; line-height: 1; font-weight: bold}
+.ntk-mark {font-size: 1.5em; line-height: 0; font-weight: bold}
 /* the kernel is gone: buttons can be pressed, but nobody answers */
 .ntk-question.jupyter-widgets-disconnected::before {
     content: "The kernel was restarted: run this cell again."; font: inherit; font-weight: bold;

@@ -250,6 +250,14 @@ def test_stills_are_a_strip_of_their_pictures_with_the_words_of_all():
     assert metadata["image/png"]["width"] == -(-strip.shape[1] // 2)
 
 
+def test_a_still_that_cannot_be_drawn_is_left_out(draw):
+    stills = [{"width": 4}, {"width": 13}, {"width": 16}]
+    explorer = Explorer(draw, "{width} wide", stills=stills, width=[4, 13, 16])
+    assert explorer._repr_mimebundle_()[1]["image/png"]["alt"] == "4 wide 16 wide"
+    explorer = Explorer(draw, "{width} wide", stills=[{"width": 13}], width=[4, 13])
+    assert explorer._repr_mimebundle_()[1]["image/png"]["alt"] == "4 wide"
+
+
 def test_captions_tell_what_differs():
     stills = [{"width": 2, "seed": 0}, {"width": 1024, "seed": 0}]
     assert captions(stills) == ["width 2", "width 1024"]
