@@ -12,8 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 HANG = 600  # seconds: what takes longer hangs, on however busy a machine
-HIDDEN = ["IPython", "PIL", "ipykernel", "ipywidgets", "jupyter_client", "jupyter_core",
-          "matplotlib", "sklearn", "traitlets"]
+HIDDEN = ["IPython", "PIL", "anywidget", "ipykernel", "ipywidgets", "jupyter_client",
+          "jupyter_core", "matplotlib", "sklearn", "traitlets"]
 HIDE = f"""
 import sys
 
