@@ -6,6 +6,7 @@ Badges and clone addresses, here and in README.md, are written from README's `[r
 """
 
 import base64
+import io
 import os
 import re
 import sys
@@ -14,6 +15,7 @@ import nbformat
 from course import DECIDE, FOLDED, PATHS, ROOT, code, read, settling
 from kernels import AsyncSocketKernelManager
 from nbclient import NotebookClient
+from PIL import Image
 from processes import HANG
 
 PICTURES = ROOT / ".github" / "pictures"
@@ -109,7 +111,11 @@ def explorer_picture(notebook):
     "The first explorer's picture, for the table in README."
     shown = (output.get("data", {}) for cell in code(notebook) for output in cell.outputs)
     explorer = next(data for data in shown if data.get("text/plain", "").startswith("Explorer("))
-    return base64.b64decode(explorer["image/png"])
+    picture = Image.open(io.BytesIO(base64.b64decode(explorer["image/png"]))).convert("RGB")
+    picture.thumbnail((480, 480))
+    png = io.BytesIO()
+    picture.save(png, "png", optimize=True)
+    return png.getvalue()
 
 
 def main(names):
