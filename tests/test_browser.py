@@ -34,7 +34,7 @@ FAILED_OUTPUT = ", ".join(f'.jp-OutputArea-output[data-mime-type="application/vn
 TIME_NEXT_PICTURE = """handle => {
     const explorer = handle.closest(".ntk-explorer");
     const picture = () => explorer.querySelector("img, .ntk-view");
-    const source = element => element?.src ?? element?.dataset.drawn, before = source(picture());
+    const source = element => element?.src ?? element?.ariaLabel, before = source(picture());
     window.nextPicture = new Promise(resolve => handle.addEventListener("keydown", () => {
         const start = performance.now();
         setTimeout(() => resolve(null), 600000);
@@ -328,7 +328,7 @@ def sweep(page, handle, steps):
 # resolves to how many other pictures an explorer has shown since COUNT_PICTURES was called
 COUNT_PICTURES = """explorer => {
     const picture = () => explorer.querySelector("img, .ntk-view");
-    const source = () => picture()?.src ?? picture()?.dataset.drawn;
+    const source = () => picture()?.src ?? picture()?.ariaLabel;
     let last = source();
     window.pictures = 0;
     new MutationObserver(() => {
@@ -433,9 +433,11 @@ def expect_words(explorer, right):
 def test_boxes_and_menus_change_the_picture(notebook, tmp_path):
     with screenshot(notebook, tmp_path):
         for explorer in notebook.locator(".ntk-explorer").all():
-            picture = explorer.locator("img")
+            picture = explorer.locator("img, .ntk-view").first
+            live = "alt" if picture.get_attribute("alt") else "aria-label"
             for control in explorer.locator("select, input[type=checkbox]").all():
-                before = {name: picture.get_attribute(name) for name in ("src", "alt")}
+                before = {name: picture.get_attribute(name)
+                          for name in {"alt": ("src", "alt")}.get(live, (live, "data-drawn"))}
                 if control.get_attribute("type") == "checkbox":
                     control.press("Space")
                 else:  # by mouse: JupyterLab keeps the arrow keys for itself
@@ -507,14 +509,14 @@ def test_nonsense_typed_beside_a_slider_does_no_harm(notebook, tmp_path):
         explorer = notebook.locator(".ntk-explorer")
         seed = explorer.locator(".widget-slider").filter(has_text="seed")
         handle, readout = seed.get_by_role("slider"), seed.locator(".widget-readout")
-        picture = explorer.locator("img")
+        picture = explorer.locator(".ntk-view")
         press(notebook, handle, "Home")
         press(notebook, handle, "ArrowRight")
         for typed, value in {"abc": "1", "": "1", "99999": "20", "-99999": "0", "2.7": "2"}.items():
             readout.fill(typed)
             readout.press("Enter")
             expect(readout).to_have_text(value)
-            expect(picture).to_have_attribute("alt", re.compile(rf"\bseed {value}\b"))
+            expect(picture).to_have_attribute("aria-label", re.compile(rf"\bseed {value}\b"))
         press(notebook, handle, "ArrowRight")  # and goes on from there
         expect(readout).to_have_text("3")
         assert_no_error(notebook)
@@ -608,7 +610,7 @@ def test_a_restarted_kernel_leaves_no_picture_that_looks_alive(two_explorers, tm
         two_explorers.evaluate(restart)
         explorer = two_explorers.locator(".ntk-explorer").first
         expect(explorer.locator("img")).to_have_css("opacity", "0.2")
-        says = explorer.evaluate("e => getComputedStyle(e, '::after').content")
+        says = explorer.evaluate("e => getComputedStyle(e, '::before').content")
         assert "run this cell again" in says
         one.press("ArrowRight")
         assert_no_error(two_explorers)
