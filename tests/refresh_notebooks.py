@@ -57,8 +57,8 @@ def normalise(notebook):
     for count, cell in enumerate(code(notebook), start=1):
         cell.execution_count = count
         cell.metadata.pop("execution", None)  # timings
-        cell.metadata.pop("jupyter", None)
-        if cell.source.startswith(FOLDED):
+        plumbing = cell.metadata.pop("jupyter", {}).get("source_hidden", False)  # stays folded
+        if plumbing or cell.source.startswith(FOLDED):
             cell.metadata["jupyter"] = {"source_hidden": True}
         cell.outputs = joined(output for output in cell.outputs if output.get("data") != DECIDE)
         for output in cell.outputs:
