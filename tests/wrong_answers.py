@@ -73,7 +73,7 @@ def ntk_without_bias(x, W1, w2):
     ],
     "04": [
         ("cell =", "cell = (28, 28)", r"'on the diagonal' is not it"),
-        ("cell =", "cell = divmod(int((scans_ntk * off).argmax()), 100)", r"above the median' is not it"),
+        ("cell =", "cell = divmod(int((scans_ntk * off).argmax()), 100)", r"above the median'"),
         ("pair =", "pair = divmod(int((ntk * off).argmax()), 100)", r"2 of 2 entries differ"),
         ("def my_cosine", """
 def my_cosine(rectangle, new_diagonal, old_diagonal):
