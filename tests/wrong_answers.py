@@ -72,7 +72,9 @@ def ntk_without_bias(x, W1, w2):
         ("zeros =", "zeros = 0", r"0 is not it"),
     ],
     "04": [
-        ("pair =", "pair = divmod(int((ntk2 * off).argmax()), 100)", r"2 of 2 entries differ"),
+        ("cell =", "cell = (28, 28)", r"'on the diagonal' is not it"),
+        ("cell =", "cell = divmod(int((scans_ntk * off).argmax()), 100)", r"above the median'"),
+        ("pair =", "pair = divmod(int((ntk * off).argmax()), 100)", r"2 of 2 entries differ"),
         ("def my_cosine", """
 def my_cosine(rectangle, new_diagonal, old_diagonal):
     return rectangle / (new_diagonal[:, None] * old_diagonal)
@@ -82,7 +84,7 @@ def my_cosine(rectangle, new_diagonal, old_diagonal):
     return rectangle / (old_diagonal.sqrt()[:, None] * new_diagonal.sqrt())
 """, r"raises RuntimeError"),
         ("closer_to =", 'closer_to = "raw"', r"'raw' is not it"),
-        ("swapped =", "swapped = -0.8", r"the sign is wrong"),
+        ("renamed =", "renamed = -0.7", r"the sign is wrong"),
     ],
     "05": [
         ("answer =", "answer = 10", r"10 is not it"),
