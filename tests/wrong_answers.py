@@ -16,7 +16,7 @@ def first_order(ntk, i, epsilon):
 """, r"the sign is wrong\. Tried: first_order"),
     ],
     "01": [
-        ("answer =", "answer = (20 * 10 + 10) + 3 * (10 * 10 + 10) + (10 + 1)", r"551 is too large"),
+        ("answer =", "answer = (20 * 10 + 10) + 3 * (10 * 10 + 10) + (10 + 1)", r"551 is not it"),
         ("def forward", """
 def forward(x, w1, b1, w2, b2):
     return (x @ w1.T + b1) @ w2.T + b2
@@ -27,7 +27,7 @@ def forward(x, w1, b1, w2, b2):
     return h @ w2[0] + b2
 """, r"expected shape \(100, 1\), got \(100,\)"),
         ("changes =", "changes = True", r"True is not it"),
-        ("able =", "able = 11", r"11 is too large"),
+        ("able =", "able = 11", r"11 is not it"),
     ],
     "02": [
         ("def my_grads", """
@@ -87,7 +87,7 @@ def my_cosine(rectangle, new_diagonal, old_diagonal):
         ("swapped =", "swapped = -0.8", r"the sign is wrong"),
     ],
     "05": [
-        ("answer =", "answer = 10", r"10 is too small"),
+        ("answer =", "answer = 10", r"10 is not it"),
         ("def erf_ntk", """
 def erf_ntk(angle):
     product = 2 / math.pi * torch.asin(2 * angle.cos() / 3)
