@@ -35,11 +35,15 @@ EDITS = {
         return self.lin3(torch.relu(self.lin2(torch.relu(self.lin1(x)))))
 """),
         ("default_rng(0)", "default_rng(7)"),
-        ("lr = 0.002", "lr = 0.1"),
+        ("standard_normal((100, 20))", "standard_normal((40, 20))"),
+        ("for width in (10, 20, 40, 80)", "for width in (5, 500)"),
+        ("for seed in (3, 3, 4)", "for seed in (0, 7, 7)"),
+        ("((3, \"#0072B2\", \"o\"), (4,", "((8, \"#0072B2\", \"o\"), (9,"),
+        ("width=4, seed=18", "width=64, seed=3"),
+        ("in (1, 4, 16)}", "in (2, 8)}"),
+        ("in (4, 16, 64, 256, 1024)}", "in (4, 32)}"),
         ("widths = [1, 10, 100, 1000]", "widths = [4, 16, 64]"),
         ("draws=500", "draws=50"),
-        ("in (64, 4096))", "in (16, 256))"),
-        ("in (1, 4, 16)}", "in (2, 8)}"),
     ],
     "02": [
         ("torch.manual_seed(0)\nsmall =", "torch.manual_seed(5)\nsmall ="),

@@ -16,16 +16,18 @@ def first_order(ntk, i, epsilon):
 """, r"the sign is wrong\. Tried: first_order"),
     ],
     "01": [
-        ("def ntk_forward", """
-def ntk_forward(x, w1, w2):
-    h = torch.relu((1 / 20) ** 0.5 * x @ w1.T)
-    return (2 / 10) ** 0.5 * h @ w2.T
-""", r"too small by a factor 1\.41"),
-        ("def ntk_forward", """
-def ntk_forward(x, w1, w2):
-    h = torch.relu((2 / 20) ** 0.5 * x @ w1.T)
-    return (2 / 10) ** 0.5 * h @ w2[0]
+        ("answer =", "answer = (20 * 10 + 10) + 3 * (10 * 10 + 10) + (10 + 1)", r"551 is not it"),
+        ("def forward", """
+def forward(x, w1, b1, w2, b2):
+    return (x @ w1.T + b1) @ w2.T + b2
+""", r"entries differ"),
+        ("def forward", """
+def forward(x, w1, b1, w2, b2):
+    h = torch.relu(x @ w1.T + b1)
+    return h @ w2[0] + b2
 """, r"expected shape \(100, 1\), got \(100,\)"),
+        ("changes =", "changes = True", r"True is not it"),
+        ("able =", "able = 11", r"11 is not it"),
     ],
     "02": [
         ("def my_grads", """
@@ -112,6 +114,18 @@ def divisors(net):
 def divisors(net):
     return net.lin2.in_features, 20
 """, r"False is not it"),
+        ("def ntk_forward", """
+def ntk_forward(x, w1, w2):
+    h = torch.relu((1 / 20) ** 0.5 * x @ w1.T)
+    return (2 / 10) ** 0.5 * h @ w2.T
+""", r"too small by a factor 1\.41"),
+        ("def ntk_forward", """
+def ntk_forward(x, w1, w2):
+    h = torch.relu((2 / 20) ** 0.5 * x @ w1.T)
+    return (2 / 10) ** 0.5 * h @ w2[0]
+""", r"expected shape \(100, 1\), got \(100,\)"),
+        ("layer_rate =", "layer_rate = 0.01 * 512", r"too large by a factor 2"),
+        ("layer_rate =", "layer_rate = 0.01 * 2 / 512", r"too small by a factor"),
     ],
     "06": [
         ("factor =", "factor = 2**30", r"too small by a factor 2\."),
