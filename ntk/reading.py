@@ -35,7 +35,7 @@ def cosine(kernel):
 
 
 def alignment(kernel, labels):
-    """Centred alignment ⟨Θ, T⟩ / (‖Θ‖ ‖T‖): 1 if the kernel is the labels' own, near 0 if unrelated.
+    """Centred alignment ⟨Θ, T⟩ / (‖Θ‖ ‖T‖): 1 for the labels' own kernel, near 0 for others.
 
     kernel Θ (N, N). labels (N,) of integers or booleans are classes: T[i, j] = 1 within a class,
     else 0. Floating labels (N,) or (N, O) are targets: T = y yᵀ. For two classes both give the
