@@ -3,6 +3,7 @@
 import inspect
 from contextlib import suppress
 
+import anywidget
 import ipywidgets as widgets
 import numpy as np
 import torch
@@ -86,6 +87,24 @@ def slider_over(entries):
     slider = widgets.SelectionSlider(options=options)
     slider.add_class("ntk-list")
     return slider
+
+
+class NamesOfButtons(anywidget.AnyWidget):
+    "Invisible: gives the buttons of a Play widget beside it the names that a screen reader says."
+
+    _esm = """
+    const names = ["Play or pause", "Stop", "Repeat"];
+    function render({el}) {
+      el.style.display = "none";
+      const name = () => {
+        const buttons = el.closest(".widget-hbox")?.querySelectorAll(".widget-play button") ?? [];
+        buttons.forEach((button, i) => button.setAttribute("aria-label", names[i]));
+        if (!buttons.length) setTimeout(name, 50);  // not in the page yet
+      };
+      name();
+    }
+    export default {render};
+    """
 
 
 def player(slider):

@@ -13,6 +13,7 @@ from IPython.display import display
 
 from ntk.checks import require
 from ntk.notebook.controls import (
+    NamesOfButtons,
     control_for,
     defaults_of,
     player,
@@ -163,7 +164,7 @@ class Explorer(widgets.VBox):
                     self._film[repr(frame)] = drawn
 
         play.observe(draw_all, "playing" if play.has_trait("playing") else "_playing")
-        return widgets.HBox([play, slider])
+        return widgets.HBox([play, slider, NamesOfButtons()])
 
     def __repr__(self):
         values = (f"{name}={value!r}" for name, value in self.values.items())

@@ -290,7 +290,7 @@ def test_a_film_is_drawn_before_it_starts(spec, values):
     draw = lambda n=values[0]: drawn.append(n) or coloured(n)
     explorer = Explorer(draw, "{n}", play="n", n=spec)
     row = next(child for child in explorer.children if isinstance(child, widgets.HBox))
-    play, slider = row.children
+    play, slider, _ = row.children
     assert isinstance(play, widgets.Play) and slider is explorer.controls["n"]
     assert (play.min, play.max, play.step) in [(0, 6, 2), (0, 2, 1)]
     drawn.clear()
