@@ -592,9 +592,10 @@ def test_slider_and_picture_agree_after_a_dropped_connection(two_explorers, tmp_
         two_explorers.evaluate(reconnect)
         for _ in range(20):
             one.press("ArrowRight")
+            two_explorers.wait_for_timeout(100)  # as a hand does
         two_explorers.wait_for_function(SETTLED, arg=explorer.element_handle())
         value = int(readout.text_content())
-        assert 1 < value <= 21  # how many are lost depends on how busy the machine is
+        assert 15 <= value <= 21
         one.press("ArrowRight")
         expect_pictures(two_explorers, [value + 1, 0])
         run_all(two_explorers, two_explorers.path)
