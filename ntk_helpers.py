@@ -16,14 +16,14 @@ from ntk.notebook.exercises import check         # 00_start_here
 from ntk.notebook.exercises import score         # 00_start_here
 from ntk.model import MLP                        # 01_model
 from ntk.gradients import get_grads              # 02_gradients
-from ntk.kernel import compute_ntk               # 03_ntk, and what it costs: 11_fast_ntk
+from ntk.kernel import compute_ntk               # 03_ntk, and what it costs: 14_fast_ntk
 from ntk.reading import spectrum                 # 03_ntk
 from ntk.reading import cosine                   # 04_heatmap
 from ntk.reading import alignment                # 04_heatmap
-from ntk.infinite import infinite_width_ntk      # 05_infinite_width
-from ntk.training import train                   # 07_training
-from ntk.tangent import gradient_flow            # 07_training
-from ntk.tangent import linearize                # 07_training
+from ntk.infinite import infinite_width_ntk      # 06_infinite_width
+from ntk.training import train                   # 09_training
+from ntk.tangent import gradient_flow            # 09_training
+from ntk.tangent import linearize                # 09_training
 
 __all__ = [
     "set_style", "show", "plot_kernel", "Explorer", "KernelView", "claim", "ask",

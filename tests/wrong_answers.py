@@ -88,7 +88,7 @@ def my_cosine(rectangle, new_diagonal, old_diagonal):
         ("closer_to =", 'closer_to = "raw"', r"'raw' is not it"),
         ("renamed =", "renamed = -0.7", r"the sign is wrong"),
     ],
-    "05": [
+    "06": [
         ("answer =", "answer = 10", r"10 is not it"),
         ("def erf_ntk", """
 def erf_ntk(angle):
@@ -127,7 +127,7 @@ def ntk_forward(x, w1, w2):
         ("layer_rate =", "layer_rate = 0.01 * 512", r"too large by a factor 2"),
         ("layer_rate =", "layer_rate = 0.01 * 2 / 512", r"too small by a factor"),
     ],
-    "06": [
+    "07": [
         ("factor =", "factor = 2**30", r"too small by a factor 2\."),
         ("edge_of_leaky =", "edge_of_leaky = 2**0.5", r"is too large"),
         ("width =", "width = 830", r"830 is not it"),
@@ -148,7 +148,7 @@ def layers_until(c, goal):
     return layers
 """, r"is not it\. Tried: layers_until"),
     ],
-    "07": [
+    "09": [
         ("def time_to", """
 def time_to(fraction, ntk, error):
     return -np.log(fraction) / spectrum(ntk).eigenvalues[0].item() / 2
@@ -165,7 +165,7 @@ def time_to(fraction, ntk, error):
         ("steps_to_ruin =", "steps_to_ruin = 72", r"72 is not it"),
         ("slower =", "slower = 4", r"too large by a factor 2"),
     ],
-    "08": [
+    "10": [
         ("def half_steps", """
 def half_steps(ntk, targets):
     eigenvalues, modes = torch.linalg.eigh(ntk)
@@ -185,7 +185,7 @@ def half_steps(ntk, targets):
         ("ratio =", "ratio = 16", r"too small by a factor 1\.08"),
         ("drawn =", "drawn = 28, 59", r"entries differ"),
     ],
-    "09": [
+    "11": [
         ("def mirrored", """
 def mirrored(net):
     half = net.lin2.weight.shape[1] // 2
@@ -202,7 +202,7 @@ def mirrored(net):
     return net
 """, r"of 156 entries differ, first \[0, 0\]"),
     ],
-    "10": [
+    "13": [
         ("def training_spread", """
 def training_spread(t):
     decay = torch.linalg.matrix_exp(-t * Θ[:N, :N])
@@ -223,7 +223,7 @@ def delta(net, x, θ_star):
     return -get_grads(net, x)[:, :first] @ θ_star[:first]
 """, r"the sign is wrong"),
     ],
-    "11": [
+    "14": [
         ("def share(", """
 def share(H, D):
     return (D @ D.T) * (H @ H.T)
@@ -242,7 +242,7 @@ def share_of_two_uses(H1, D1, H2, D2):
     return (D @ D.T) * (H @ H.T + 1)
 """, r"36 of 36 entries differ, first \[0, 0\]"),
     ],
-    "12": [
+    "15": [
         ("def left_out", """
 def left_out(M, y):
     inverse = np.linalg.inv(M)
