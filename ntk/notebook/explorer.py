@@ -76,8 +76,9 @@ class Explorer(widgets.VBox):
     play: the name of a slider over time, which gets a button that plays it like a film. Its
         pictures are drawn before the film starts.
     controls: a list or array (a slider over its entries, or with pairs (label, value) over these
-        values; buttons for up to four words), a tuple (min, max[, step]), a bool, or a widget. Each starts at the default that
-        `draw` gives its argument, if any. `controls["width"].value = 64` moves one.
+        values; buttons for up to four words), a tuple (min, max[, step]), a bool, or a widget. Each
+        starts at the default that `draw` gives its argument, if any.
+        `controls["width"].value = 64` moves one.
 
     If `draw` raises, its message stands under the controls and the last good picture stays. Raises
     TypeError or ValueError for controls that it cannot make or `draw` does not take, and ValueError
