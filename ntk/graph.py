@@ -221,10 +221,11 @@ def gradients_at(layers, outputs, start):
     before, after = pulled_back(layers, outputs, v), pulled_back(layers, outputs, c * v)
     orders = {}
     for node, d in before.items():
-        for order in (PLACES_FIRST, EXAMPLES_FIRST):
+        for order in (EXAMPLES_FIRST, PLACES_FIRST):
             if len(d) and len(d) % n == 0 and is_close(
                     places(after[node], n, order), places(d, n, order) * c.view(n, *[1] * d.ndim)):
                 orders[node] = order
+                break
     return orders, [before] if o == 1 else by_output
 
 

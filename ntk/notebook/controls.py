@@ -11,6 +11,8 @@ from traitlets import TraitError
 
 from ntk.checks import require
 
+BUTTONS = 4  # words that find room beside each other
+
 
 def defaults_of(draw, controls):
     "The defaults of draw's arguments, {name: value}, if it takes these controls."
@@ -65,7 +67,7 @@ def widget_for(spec):
         spec = tuple(map(plain, spec))
     if not isinstance(spec, list):
         return widgets.interactive.widget_from_abbrev(spec)
-    return slider_over([plain(entry) for entry in spec])
+    return choice_of([plain(entry) for entry in spec])
 
 
 def plain(entry):
@@ -73,8 +75,8 @@ def plain(entry):
     return entry.item() if getattr(entry, "ndim", None) == 0 else entry
 
 
-def slider_over(entries):
-    "The slider, or None where there is nothing to slide over."
+def choice_of(entries):
+    "A slider; buttons for a few words, which have no order; None where there is nothing to choose."
     if not entries:
         return None
     require(not any(entry is None for entry in entries), "None is not a value of a slider")
@@ -84,6 +86,8 @@ def slider_over(entries):
                    for entry in entries)
     # else ipywidgets would take any two numbers for a label and its value
     options = entries if labelled else [(str(entry), entry) for entry in entries]
+    if len(entries) <= BUTTONS and all(isinstance(entry, str) for entry in entries):
+        return widgets.ToggleButtons(options=options)
     slider = widgets.SelectionSlider(options=options)
     slider.add_class("ntk-list")
     return slider

@@ -21,13 +21,14 @@ HEATMAP = 400  # the width of a heatmap in the page, in pixels, or a little less
 DECADES = -2, 4  # of the scale beside a kernel
 
 
-def live(figure, alt):
-    "The HTML of a figure, whose words are `alt`."
+def live(figure, alt, draw=None):
+    "The HTML of a figure, whose words are `alt`; with a PNG by draw(figure) if it has no heatmaps."
     panels = heatmaps_in(figure)
     if panels:
         return heatmaps(panels, alt)
     width, height = (figure.get_size_inches() * figure.dpi).round().astype(int)
-    return picture(png_of(figure), alt, f'class="ntk-drawn" width="{width}" height="{height}"')
+    png = (draw or png_of)(figure)
+    return picture(png, alt, f'class="ntk-drawn" width="{width}" height="{height}"')
 
 
 def picture(png, alt, attributes):

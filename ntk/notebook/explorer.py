@@ -4,6 +4,7 @@
 element stays in the page and is given another picture, also while a slider is dragged.
 """
 
+import asyncio
 import html
 from contextlib import suppress
 
@@ -20,11 +21,12 @@ from ntk.notebook.controls import (
     require_known_fields,
     values_of,
 )
-from ntk.notebook.drawing import live
-from ntk.notebook.pictures import figure_of, show_words, title_of
+from ntk.notebook.drawing import heatmaps_in, live
+from ntk.notebook.pictures import figure_of, sharp_png, show_words, title_of
 from ntk.notebook.stills import captions, picture_of, stored, strip
 from ntk.notebook.views import KernelView
 
+REST = 0.5  # seconds without a move, after which the picture is drawn with twice the pixels
 STYLE = """<style>
 /* one may type beside a slider over a list, but ipywidgets takes no notice */
 .ntk-list .widget-readout {pointer-events: none; -webkit-user-modify: read-only}
@@ -74,8 +76,9 @@ class Explorer(widgets.VBox):
     play: the name of a slider over time, which gets a button that plays it like a film. Its
         pictures are drawn before the film starts.
     controls: a list or array (a slider over its entries, or with pairs (label, value) over these
-        values), a tuple (min, max[, step]), a bool, or a widget. Each starts at the default that
-        `draw` gives its argument, if any. `controls["width"].value = 64` moves one.
+        values; buttons for up to four words), a tuple (min, max[, step]), a bool, or a widget. Each
+        starts at the default that `draw` gives its argument, if any.
+        `controls["width"].value = 64` moves one.
 
     If `draw` raises, its message stands under the controls and the last good picture stays. Raises
     TypeError or ValueError for controls that it cannot make or `draw` does not take, and ValueError
@@ -91,7 +94,7 @@ class Explorer(widgets.VBox):
         self._draw, self._alt, self._film = draw, alt, {}
         self.stills = [self._completed(still) for still in stills]
         self.message, self.picture = widgets.HTML(), widgets.HTML()
-        self.alt, self._shown = "", None
+        self.alt, self._shown, self._timer = "", None, None
         rows = dict(self.controls)
         if play is not None:
             rows[play] = self._played(play)
@@ -115,11 +118,25 @@ class Explorer(widgets.VBox):
     def _update(self, change=None):
         others = plt.get_fignums()
         try:
-            self._show(*self._film.get(repr(self.values)) or self._drawn(self.values))
+            frame = self._film.get(repr(self.values))
+            self._show(*frame or self._drawn(self.values))
+            if frame is None:  # else the figure shows the film's last one
+                self._sharpen_later()
         except Exception as error:
             for number in {*plt.get_fignums()} - {*others}:
                 plt.close(number)
             self._show_message(error)
+
+    def _sharpen_later(self):
+        "Once nothing has moved for a while. A view and heatmaps are sharp already."
+        if self._timer is not None:
+            self._timer.cancel()
+        if isinstance(self._shown, plt.Figure) and not heatmaps_in(self._shown):
+            with suppress(RuntimeError):  # no loop, and so nobody who looks
+                self._timer = asyncio.get_running_loop().call_later(REST, self._sharpen)
+
+    def _sharpen(self):
+        self.picture.value = live(self._shown, self.alt, sharp_png)
 
     def _drawn(self, values):
         "What `draw` returns, its words, and the HTML of a figure."
@@ -162,6 +179,8 @@ class Explorer(widgets.VBox):
                 drawn = self._drawn(frame)
                 if drawn[2] is not None:
                     self._film[repr(frame)] = drawn
+            if not change["new"]:
+                self._update()
 
         play.observe(draw_all, "playing" if play.has_trait("playing") else "_playing")
         return widgets.HBox([play, slider, NamesOfButtons()])

@@ -107,7 +107,7 @@ class KernelView(anywidget.AnyWidget):
 
     @property
     def png(self):
-        "The still picture: the kernel, its chosen row marked, beside the sheet."
+        "The still picture: the kernel, its row marked if one was chosen, beside the sheet."
         row = self.pinned[0] if self.pinned else 0
         figure, axes = plt.subplots(1, 1 + self.sheet, figsize=(4.2 * (1 + self.sheet) + 0.8, 4.4),
                                     squeeze=False, layout="constrained")
@@ -116,7 +116,8 @@ class KernelView(anywidget.AnyWidget):
         ax = plot_kernel(self._kernel, ax=axes[0, -1], title=self.title)
         ax.images[0].set_clim(-self._largest, self._largest)
         ax.images[0].colorbar.ax.set_ylim(min(0.0, self._kernel.min()), self._largest)
-        ax.axhspan(row - 0.5, row + 0.5, fill=False, color="white")
+        if self.sheet or self.pinned:
+            ax.axhspan(row - 0.5, row + 0.5, fill=False, color="white")
         plt.close(figure)
         return sharp_png(figure)
 

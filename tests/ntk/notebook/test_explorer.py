@@ -3,6 +3,7 @@
 The pictures are held against Matplotlib's own `savefig`, which knows nothing of a kept background.
 """
 
+import asyncio
 import base64
 import html.parser
 import io
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 
 from ntk.notebook.drawing import png_of
-from ntk.notebook.explorer import Explorer
+from ntk.notebook.explorer import REST, Explorer
 from ntk.notebook.pictures import plot_kernel
 from ntk.notebook.stills import captions, strip
 from ntk.notebook.views import KernelView
@@ -113,6 +114,41 @@ def test_draw_runs_once_for_each_change(explorer, draw):
     assert draw.calls == 1
     explorer.controls["width"].value = 16
     assert draw.calls == 2
+
+
+def test_a_picture_at_rest_gets_twice_the_pixels(explorer, draw):
+    async def move_and_rest():
+        explorer.controls["width"].value = 16
+        moving = explorer.picture.value
+        await asyncio.sleep(REST / 2)
+        assert explorer.picture.value == moving
+        await asyncio.sleep(REST)
+
+    asyncio.run(move_and_rest())
+    sharp, alt = shown(explorer)
+    assert sharp.shape == (180, 240, 3) and alt == "A net 16 wide, seed 0: 16 wide."
+    assert Tag(explorer.picture.value).attributes["width"] == "120"
+    explorer.controls["width"].value = 1
+    assert np.array_equal(shown(explorer)[0], saved(draw.figure))
+
+
+def test_a_figure_of_heatmaps_is_sharp_already():
+    figure, ax = plt.subplots()
+    image = ax.imshow(np.eye(3))
+    ax.set(xticks=[], yticks=[])
+
+    def draw(scale=1):
+        image.set_data(scale * np.eye(3))
+        return figure
+
+    async def rest():
+        explorer.controls["scale"].value = 3
+        before = explorer.picture.value
+        await asyncio.sleep(1.5 * REST)
+        return before
+
+    explorer = Explorer(draw, "three times {scale}", scale=(1, 5))
+    assert asyncio.run(rest()) == explorer.picture.value and "ntk-pixels" in explorer.picture.value
 
 
 def test_alternative_text_is_escaped():
@@ -300,9 +336,9 @@ def test_a_film_is_drawn_before_it_starts(spec, values):
         explorer.controls["n"].value = value
         assert shown(explorer)[1] == str(value)
     assert drawn == values  # nothing was drawn twice
-    play.playing = False
+    play.playing = False  # the figure shows the last frame drawn, and is drawn as the slider is
     explorer.controls["n"].value = values[0]
-    assert drawn == [*values, values[0]]
+    assert drawn == [*values, values[-1], values[0]]
 
 
 @pytest.mark.parametrize("play, spec", [("m", [1, 2]), ("n", True), ("n", (0.0, 1.0))])
@@ -351,7 +387,8 @@ CONTROLS = {  # what is given → the widget it becomes, and a value that it can
     "pairs of numbers": ([(1, 2), (3, 4)], widgets.SelectionSlider, (3, 4)),
     "(min, max) of NumPy": ((np.int64(0), np.int64(9)), widgets.IntSlider, 7),
     "bool of NumPy": (np.True_, widgets.Checkbox, False),
-    "list of strings": (["relu", "tanh"], widgets.SelectionSlider, "tanh"),
+    "a few words": (["relu", "tanh"], widgets.ToggleButtons, "tanh"),
+    "many words": ([*"abcde"], widgets.SelectionSlider, "d"),
     "widget": (widgets.IntSlider(2, 0, 5), widgets.IntSlider, 3),
     "choice": (widgets.ToggleButtons(options=["relu", "tanh"]), widgets.ToggleButtons, "tanh"),
 }
