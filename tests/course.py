@@ -34,6 +34,12 @@ def plain(source):
     return re.sub(r"^(\s*)[!%].*", r"\1pass", source, flags=re.M)
 
 
+def is_folded(cell):
+    "Whether JupyterLab shows one grey line of a code cell, or a text is one that folds open."
+    text = cell.cell_type == "markdown" and cell.source.startswith("<details>")
+    return text or cell.metadata.get("jupyter", {}).get("source_hidden", False)
+
+
 def settling(notebook):
     "The code cells that show what a text asked to predict: as far as the next text, no questions."
     asked = False

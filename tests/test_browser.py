@@ -17,7 +17,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from course import DECIDE, FOLDED, PATHS, code, count_explorers, read
+from course import DECIDE, PATHS, code, count_explorers, is_folded, read
 from lab import TOKEN, Lab
 from playwright.sync_api import expect
 from processes import HANG
@@ -373,7 +373,7 @@ def test_all_cells_run_in_order_without_error(notebook, tmp_path):
     with screenshot(notebook, tmp_path):
         assert_no_error(notebook)
         seen = [f"[{i}]:" for i, cell in enumerate(code(notebook.committed), start=1)
-                if not cell.source.startswith(FOLDED)]
+                if not is_folded(cell)]
         expect(notebook.locator(".jp-CodeCell .jp-InputArea-prompt")).to_have_text(seen)
 
 
