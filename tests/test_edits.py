@@ -89,6 +89,18 @@ EDITS = {
         ("labels % 2", "labels > 4"),
         ("matrix_power(step, 10)", "matrix_power(step, 100)"),
     ],
+    "05": [
+        ("def net_of(width, seed=0,", "def net_of(width, seed=5,"),
+        ("range(13)", "range(4, 9)"),
+        ("return MLP(64, width, **options)", 'return MLP(64, width, activation="tanh", **options)'),
+        ("width**-0.5))", "width**-0.25))"),
+        ("net_of(64), 0.002", "net_of(8), 0.02"),
+        ("[32, 128, 512, 2048]", "[8, 64]"),
+        ("hidden_layers=2, parametrization=name", "hidden_layers=4, parametrization=name"),
+        ("eta, frozen = largest_rate(net) / 2", "eta, frozen = largest_rate(net) * 2"),
+        ("labels == 3)", "labels > 4)"),
+        ("[:10] for c", "[:4] for c"),
+    ],
 }
 CASES = [(path, old, new) for path in PATHS for old, new in EDITS.get(path.name[:2], [])]
 

@@ -88,6 +88,24 @@ def my_cosine(rectangle, new_diagonal, old_diagonal):
         ("closer_to =", 'closer_to = "raw"', r"'raw' is not it"),
         ("renamed =", "renamed = -0.7", r"the sign is wrong"),
     ],
+    "05": [
+        ("def divisors", """
+def divisors(net):
+    return 1, 1
+""", r"False is not it"),
+        ("def divisors", """
+def divisors(net):
+    return net.lin2.in_features, net.lin2.in_features
+""", r"False is not it"),
+        ("def divisors", """
+def divisors(net):
+    return net.lin2.in_features, 64
+""", r"False is not it"),
+        ("layer_rate =", "layer_rate = 0.01 * 512", r"too large by a factor 2"),
+        ("layer_rate =", "layer_rate = 0.01 * 2 / 512", r"too small by a factor"),
+        ("factor =", "factor = 2", r"too small by a factor 2"),
+        ("factor =", "factor = 1 / 4", r"too small by a factor 16"),
+    ],
     "06": [
         ("answer =", "answer = 10", r"10 is not it"),
         ("def erf_ntk", """
