@@ -89,6 +89,17 @@ EDITS = {
         ("labels % 2", "labels > 4"),
         ("matrix_power(step, 10)", "matrix_power(step, 100)"),
     ],
+    "08": [
+        ("default_rng(seed), [64", "default_rng(seed + 7), [64"),
+        ('def shares(drawn, activation="relu"', 'def shares(drawn, activation="tanh"'),
+        ("random_nets(4000, 20, 8)", "random_nets(40, 3, 30)"),
+        ("three = x[33]", "three = 0 * x[33]"),
+        ('("relu", 1.0, 0.5)', '("tanh", 1.0, 0.5)'),
+        ("depths = {10: [1, 2, 4], 20: [1, 2, 4, 8], 40:", "depths = {8: [1, 3], 16:"),
+        ("widths, all_depths, theta = (10, 20, 40, 80), (1, 2, 4, 8, 16, 32)",
+         "widths, all_depths, theta = (5, 20), (1, 2, 8)"),
+        ("sizes = (20, 8), (20, 16), (40, 8), (40, 16)", "sizes = (9, 2), (9, 4), (5, 2), (5, 4)"),
+    ],
 }
 CASES = [(path, old, new) for path in PATHS for old, new in EDITS.get(path.name[:2], [])]
 
