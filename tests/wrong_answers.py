@@ -166,6 +166,21 @@ def layers_until(c, goal):
     return layers
 """, r"is not it\. Tried: layers_until"),
     ],
+    "08": [
+        ("width =", "width = 830", r"830 is not it"),
+        ("def deepest", """
+def deepest(n):
+    return n // 5
+""", r"4 is not it\. Tried: deepest\(20\)"),
+        ("def deepest", """
+def deepest(n):
+    depth = 0
+    while (1 + 5 / n) ** depth <= 2:
+        depth += 1
+    return depth
+""", r"4 is not it\. Tried: deepest\(20\)"),
+        ("factor =", "factor = 2**8", r"too small by a factor 2\."),
+    ],
     "09": [
         ("def time_to", """
 def time_to(fraction, ntk, error):
