@@ -89,6 +89,18 @@ EDITS = {
         ("labels % 2", "labels > 4"),
         ("matrix_power(step, 10)", "matrix_power(step, 100)"),
     ],
+    "09": [
+        ("y = (labels == 3)", "y = (labels > 4)"),
+        ("def net_of(width, seed=0, activation=\"relu\")", "def net_of(width, seed=7, activation=\"tanh\")"),
+        ("[:10] for c", "[10:20] for c"),
+        ("net = net_of(512)", "net = net_of(8)"),
+        ("for rate in (0.1, 0.3, 0.9)", "for rate in (0.1, 0.5, 1.9)"),
+        ("for rate in (1.0, 1.9, 2.2)", "for rate in (0.5, 1.5, 4.0)"),
+        ("widths, ranks = [16, 64, 256, 1024], [0, 2, 8, 24, 48, 72, 96]", "widths, ranks = [8, 32, 128, 1024], [0, 1, 5, 96]"),
+        ("alphas = [1.0, 10.0, 100.0]", "alphas = [0.5, 2.0, 1000.0]"),
+        ("for seed in (1, 2)]", "for seed in (1, 1)]"),
+        ("sizes = [32, 128, 512]", "sizes = [4, 16, 64]"),
+    ],
 }
 CASES = [(path, old, new) for path in PATHS for old, new in EDITS.get(path.name[:2], [])]
 
