@@ -107,6 +107,17 @@ EDITS = {
         ("widths, all_depths, theta = (10, 20, 40, 80), (1, 2, 4, 8, 16, 32)",
          "widths, all_depths, theta = (5, 20), (1, 2, 8)"),
         ("sizes = (20, 8), (20, 16), (40, 8), (40, 16)", "sizes = (9, 2), (9, 4), (5, 2), (5, 4)"),
+    "09": [
+        ("y = (labels == 3)", "y = (labels > 4)"),
+        ('width, seed=0, activation="relu")', 'width, seed=7, activation="tanh")'),
+        ("[:10] for c", "[10:20] for c"),
+        ("net = net_of(512)", "net = net_of(8)"),
+        ("for rate in (0.1, 0.3, 0.9)", "for rate in (0.1, 0.5, 1.9)"),
+        ("for rate in (1.0, 1.9, 2.2)", "for rate in (0.5, 1.5, 4.0)"),
+        ("ranks = [16, 64, 256, 1024], [0, 2, 8,", "ranks = [8, 32, 128, 1024], [0, 1, 5,"),
+        ("alphas = [1.0, 10.0, 100.0]", "alphas = [0.5, 2.0, 1000.0]"),
+        ("for seed in (1, 2)]", "for seed in (1, 1)]"),
+        ("sizes = [32, 128, 512]", "sizes = [4, 16, 64]"),
     ],
 }
 CASES = [(path, old, new) for path in PATHS for old, new in EDITS.get(path.name[:2], [])]
