@@ -100,6 +100,7 @@ EDITS = {
         ("eta, frozen = largest_rate(net) / 2", "eta, frozen = largest_rate(net) * 2"),
         ("labels == 3)", "labels > 4)"),
         ("[:10] for c", "[:4] for c"),
+    ],
     "08": [
         ("default_rng(seed), [64", "default_rng(seed + 7), [64"),
         ('def shares(drawn, activation="relu"', 'def shares(drawn, activation="tanh"'),
@@ -107,6 +108,7 @@ EDITS = {
         ("widths, all_depths, theta = (10, 20, 40, 80), (1, 2, 4, 8, 16, 32)",
          "widths, all_depths, theta = (5, 20), (1, 2, 8)"),
         ("sizes = (20, 8), (20, 16), (40, 8), (40, 16)", "sizes = (9, 2), (9, 4), (5, 2), (5, 4)"),
+    ],
     "09": [
         ("y = (labels == 3)", "y = (labels > 4)"),
         ('width, seed=0, activation="relu")', 'width, seed=7, activation="tanh")'),
