@@ -137,7 +137,7 @@ def limit_condition(N, ratio):
         ("def limit_condition", """
 def limit_condition(N, ratio):
     return N * ratio / (1 - ratio)
-""", r"is too small"),
+""", r"too small by a factor 1\.08"),
         ("def layers_until", """
 def layers_until(c, goal):
     layers = 1
