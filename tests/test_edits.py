@@ -99,7 +99,7 @@ EDITS = {
         ('phases = {"order": 0.8', 'phases = {"order": 1.6'),
         ("on_circle(24), [1, 2, 4, 8, 16, 32, 64]", "on_circle(7), [1, 3, 5, 8, 16, 32, 64]"),
         ("edge_of(activation, 0.3), 0.3)\n    print", "edge_of(activation, 1.0), 1.0)\n    print"),
-        ("in (16, 64, 256, 1024, 4096)", "in (2, 1024, 4096)"),
+        ("in (16, 64, 256, 1024, 4096)", "in (2, 8)"),
         ("circle = on_circle(8192)", "circle = on_circle(512)"),
         ("even, odd = np.arange(40, 160, 2)", "even, odd = np.arange(4, 20, 2)"),
     ],
