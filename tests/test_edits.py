@@ -101,7 +101,6 @@ EDITS = {
         ("edge_of(activation, 0.3), 0.3)\n    print", "edge_of(activation, 1.0), 1.0)\n    print"),
         ("in (16, 64, 256, 1024, 4096)", "in (2, 8)"),
         ("circle = on_circle(8192)", "circle = on_circle(512)"),
-        ("even, odd = np.arange(40, 160, 2)", "even, odd = np.arange(4, 20, 2)"),
     ],
 }
 CASES = [(path, old, new) for path in PATHS for old, new in EDITS.get(path.name[:2], [])]
