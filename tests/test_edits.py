@@ -92,7 +92,8 @@ EDITS = {
     "07": [
         ('"large weights": 2.5', '"large weights": 1.0'),
         ("three = {", 'three = {"tiny weights": 0.3, '),
-        ("next_size(q, activation, 1.5, 0.3)\n    print", "next_size(q, activation, 4.0, 0.0)\n    print"),
+        ("next_size(q, activation, 1.5, 0.3)\n    print",
+         "next_size(q, activation, 4.0, 0.0)\n    print"),
         ('(2.5, 0.3), (2.5, 1.0), (3.0, 2.0)):', '(0.5, 0.0)):'),
         ('phases = {"order": 0.8', 'phases = {"order": 1.6'),
         ("on_circle(24), [1, 2, 4, 8, 16, 32, 64]", "on_circle(7), [1, 3, 5, 8, 16, 32, 64]"),
