@@ -121,6 +121,18 @@ EDITS = {
         ("for seed in (1, 2)]", "for seed in (1, 1)]"),
         ("sizes = [32, 128, 512]", "sizes = [4, 16, 64]"),
     ],
+    "07": [
+        ('"large weights": 2.5', '"large weights": 1.0'),
+        ("three = {", 'three = {"tiny weights": 0.3, '),
+        ("next_size(q, activation, 1.5, 0.3)\n    print",
+         "next_size(q, activation, 4.0, 0.0)\n    print"),
+        ('(2.5, 0.3), (2.5, 1.0), (3.0, 2.0)):', '(0.5, 0.0)):'),
+        ('phases = {"order": 0.8', 'phases = {"order": 1.6'),
+        ("on_circle(24), [1, 2, 4, 8, 16, 32, 64]", "on_circle(7), [1, 3, 5, 8, 16, 32, 64]"),
+        ("edge_of(activation, 0.3), 0.3) for", "edge_of(activation, 1.0), 1.0) for"),
+        ("in (16, 64, 256, 1024, 4096)", "in (2, 8)"),
+        ("circle = on_circle(8192)", "circle = on_circle(512)"),
+    ],
 }
 CASES = [(path, old, new) for path in PATHS for old, new in EDITS.get(path.name[:2], [])]
 

@@ -148,7 +148,14 @@ def ntk_forward(x, w1, w2):
     "07": [
         ("factor =", "factor = 2**30", r"too small by a factor 2\."),
         ("edge_of_leaky =", "edge_of_leaky = 2**0.5", r"is too large"),
-        ("width =", "width = 830", r"830 is not it"),
+        ("def limit_condition", """
+def limit_condition(N, ratio):
+    return 1 / (1 - ratio)
+""", r"too small by a factor"),
+        ("def limit_condition", """
+def limit_condition(N, ratio):
+    return N * ratio / (1 - ratio)
+""", r"too small by a factor 1\.08"),
         ("def layers_until", """
 def layers_until(c, goal):
     layers = 1
