@@ -89,6 +89,21 @@ EDITS = {
         ("labels % 2", "labels > 4"),
         ("matrix_power(step, 10)", "matrix_power(step, 100)"),
     ],
+    "06": [
+        ("manual_seed(seed)\n    return", "manual_seed(seed + 5)\n    return"),
+        ('output_dim, param', 'output_dim, activation="tanh", param'),
+        ('output_dim, parametrization="ntk"', 'output_dim, parametrization="standard"'),
+        ("in (4, 16, 64, 256, 1024, 4096):", "in (2, 32):"),
+        ("for width in (8, 128, 2048):", "for width in (1, 16):"),
+        ("x = circle([0, math.pi / 3])", "x = circle([0, math.pi])"),
+        ("gamma = torch.tensor(60.0,", "gamma = torch.tensor(120.0,"),
+        ("1e-3, 3.0", "1.0, -3.0"),
+        ("for n in (8, 32, 128):", "for n in (4, 40):"),
+        ("[16, 64, 256, 1024], {2: [], 3: []}", "[4, 16], {2: [], 3: []}"),
+        ("phi = torch.nn.functional.silu", "phi = torch.tanh"),
+        ("torch.arange(11, dtype=torch.float64) * 2 * math.pi / 11",
+         "torch.arange(12, dtype=torch.float64) * 2 * math.pi / 12"),
+    ],
 }
 CASES = [(path, old, new) for path in PATHS for old, new in EDITS.get(path.name[:2], [])]
 

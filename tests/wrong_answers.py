@@ -102,18 +102,6 @@ def erf_ntk(angle):
     slopes = 4 / math.pi / torch.sqrt(9 - 4 * angle.cos() ** 2)
     return 2 * product + 2 * slopes
 """, r"entries differ"),
-        ("def divisors", """
-def divisors(net):
-    return 1, 1
-""", r"False is not it"),
-        ("def divisors", """
-def divisors(net):
-    return net.lin2.in_features, net.lin2.in_features
-""", r"False is not it"),
-        ("def divisors", """
-def divisors(net):
-    return net.lin2.in_features, 20
-""", r"False is not it"),
         ("def ntk_forward", """
 def ntk_forward(x, w1, w2):
     h = torch.relu((1 / 20) ** 0.5 * x @ w1.T)
