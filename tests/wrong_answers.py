@@ -112,8 +112,6 @@ def ntk_forward(x, w1, w2):
     h = torch.relu((2 / 20) ** 0.5 * x @ w1.T)
     return (2 / 10) ** 0.5 * h @ w2[0]
 """, r"expected shape \(100, 1\), got \(100,\)"),
-        ("layer_rate =", "layer_rate = 0.01 * 512", r"too large by a factor 2"),
-        ("layer_rate =", "layer_rate = 0.01 * 2 / 512", r"too small by a factor"),
     ],
     "07": [
         ("factor =", "factor = 2**30", r"too small by a factor 2\."),
