@@ -133,6 +133,19 @@ EDITS = {
         ("in (16, 64, 256, 1024, 4096)", "in (2, 8)"),
         ("circle = on_circle(8192)", "circle = on_circle(512)"),
     ],
+    "06": [
+        ("manual_seed(seed)\n    net =", "manual_seed(seed + 5)\n    net ="),
+        ('output_dim=1, activation="relu"', 'output_dim=1, activation="tanh"'),
+        ('activation=activation, parametrization="ntk"', "activation=activation"),
+        ("in (4, 16, 64, 256, 1024, 4096):", "in (2, 32):"),
+        ("x = circle([0, math.pi / 3])", "x = circle([0, math.pi])"),
+        ("gamma = torch.tensor(60.0,", "gamma = torch.tensor(120.0,"),
+        ("for n in (8, 32, 128):", "for n in (4, 40):"),
+        ("[16, 64, 256, 1024], {2: [], 3: []}", "[4, 16], {2: [], 3: []}"),
+        ("phi = torch.nn.functional.silu", "phi = torch.tanh"),
+        ("torch.arange(11, dtype=torch.float64) * 2 * math.pi / 11",
+         "torch.arange(12, dtype=torch.float64) * 2 * math.pi / 12"),
+    ],
 }
 CASES = [(path, old, new) for path in PATHS for old, new in EDITS.get(path.name[:2], [])]
 

@@ -120,18 +120,6 @@ def erf_ntk(angle):
     slopes = 4 / math.pi / torch.sqrt(9 - 4 * angle.cos() ** 2)
     return 2 * product + 2 * slopes
 """, r"entries differ"),
-        ("def divisors", """
-def divisors(net):
-    return 1, 1
-""", r"False is not it"),
-        ("def divisors", """
-def divisors(net):
-    return net.lin2.in_features, net.lin2.in_features
-""", r"False is not it"),
-        ("def divisors", """
-def divisors(net):
-    return net.lin2.in_features, 20
-""", r"False is not it"),
         ("def ntk_forward", """
 def ntk_forward(x, w1, w2):
     h = torch.relu((1 / 20) ** 0.5 * x @ w1.T)
@@ -142,8 +130,6 @@ def ntk_forward(x, w1, w2):
     h = torch.relu((2 / 20) ** 0.5 * x @ w1.T)
     return (2 / 10) ** 0.5 * h @ w2[0]
 """, r"expected shape \(100, 1\), got \(100,\)"),
-        ("layer_rate =", "layer_rate = 0.01 * 512", r"too large by a factor 2"),
-        ("layer_rate =", "layer_rate = 0.01 * 2 / 512", r"too small by a factor"),
     ],
     "07": [
         ("factor =", "factor = 2**30", r"too small by a factor 2\."),
