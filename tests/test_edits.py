@@ -92,7 +92,7 @@ EDITS = {
     "12": [
         ("torch.manual_seed(0)\nstudent =", "torch.manual_seed(5)\nstudent ="),
         ("student = MLP(2, 100,", 'student = MLP(2, 100, activation="tanh",'),
-        ("net = MLP(15, 200,", "net = MLP(15, 4,"),
+        ("net = MLP(15, 200,", "net = MLP(15, 100,"),
         ("sizes = [50, 100, 150, 200, 300]", "sizes = [40, 80]"),
         ("hidden_layers=2,", "hidden_layers=3,"),
     ],
