@@ -146,6 +146,13 @@ EDITS = {
         ("torch.arange(11, dtype=torch.float64) * 2 * math.pi / 11",
          "torch.arange(12, dtype=torch.float64) * 2 * math.pi / 12"),
     ],
+    "12": [
+        ("torch.manual_seed(0)\nstudent =", "torch.manual_seed(5)\nstudent ="),
+        ("student = MLP(2, 100,", 'student = MLP(2, 100, activation="tanh",'),
+        ("net = MLP(15, 200,", "net = MLP(15, 100,"),
+        ("sizes = [50, 100, 150, 200, 300]", "sizes = [40, 80]"),
+        ("hidden_layers=2,", "hidden_layers=3,"),
+    ],
 }
 CASES = [(path, old, new) for path in PATHS for old, new in EDITS.get(path.name[:2], [])]
 

@@ -228,6 +228,22 @@ def mirrored(net):
     return net
 """, r"of 156 entries differ, first \[0, 0\]"),
     ],
+    "12": [
+        ("ends =", "ends = [[3 / 25, 4 / 25], [1 / 3, 0]]", r"2 of 4 entries differ"),
+        ("ends =", "ends = [[0, 1 / 4], [3 / 25, 4 / 25]]", r"4 of 4 entries differ"),
+        ("def right_with", """
+def right_with(net, x, y, x_test, y_test):
+    guess = regress(net, x, y, x)
+    return ((guess * y) > 0).double().mean().item()
+""", r".*too large.*Tried: right_with"),
+        ("def right_with", """
+def right_with(net, x, y, x_test, y_test):
+    guess = regress(net, x, y, x_test)
+    return (guess - y_test).square().mean().item()
+""", r".*Tried: right_with"),
+        ("rate =", "rate = 1", r"False is not it"),
+        ("rate =", "rate = 0.0001", r"False is not it"),
+    ],
     "13": [
         ("def training_spread", """
 def training_spread(t):
