@@ -93,7 +93,7 @@ EDITS = {
         ("seed=1, activation=\"tanh\")", "seed=7, activation=\"relu\")"),
         ("bias_std=0.5, activation=activation)", "bias_std=0.0, activation=activation)"),
         ("widths = [256, 1024, 4096]", "widths = [8, 32]"),
-        ("alphas, smooth_nets = [1, 4, 16, 64], new_nets(3, 100)", "alphas, smooth_nets = [0.5, 2], new_nets(1, 4)"),
+        ("[1, 4, 16, 64], new_nets(3, 100)", "[0.5, 2], new_nets(1, 4)"),
         ("def spectral_norm(matrix, rounds=40)", "def spectral_norm(matrix, rounds=1)"),
         ("gap / 2, lr=lr", "gap, lr=lr"),
     ],
