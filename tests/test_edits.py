@@ -153,6 +153,14 @@ EDITS = {
         ("sizes = [50, 100, 150, 200, 300]", "sizes = [40, 80]"),
         ("hidden_layers=2,", "hidden_layers=3,"),
     ],
+    "11": [
+        ("seed=1, activation=\"tanh\")", "seed=7, activation=\"relu\")"),
+        ("bias_std=0.5, activation=activation)", "bias_std=0.0, activation=activation)"),
+        ("widths = [256, 1024, 4096]", "widths = [8, 32]"),
+        ("[1, 4, 16, 64], new_nets(3, 100)", "[0.5, 2], new_nets(1, 4)"),
+        ("def spectral_norm(matrix, rounds=40)", "def spectral_norm(matrix, rounds=1)"),
+        ("gap / 2, lr=lr", "gap, lr=lr"),
+    ],
 }
 CASES = [(path, old, new) for path in PATHS for old, new in EDITS.get(path.name[:2], [])]
 

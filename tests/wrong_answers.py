@@ -227,6 +227,8 @@ def mirrored(net):
         net.lin2.weight[:, half:] = -net.lin2.weight[:, :half]
     return net
 """, r"of 156 entries differ, first \[0, 0\]"),
+        ("factors =", "factors = [1 / 3, 1 / 12]", r"entries differ"),
+        ("ratios =", "ratios = [1 / 10_000, 1 / 100]", r"entries differ"),
     ],
     "12": [
         ("ends =", "ends = [[3 / 25, 4 / 25], [1 / 3, 0]]", r"2 of 4 entries differ"),
