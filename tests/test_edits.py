@@ -161,6 +161,13 @@ EDITS = {
         ("def spectral_norm(matrix, rounds=40)", "def spectral_norm(matrix, rounds=1)"),
         ("gap / 2, lr=lr", "gap, lr=lr"),
     ],
+    "10": [
+        ("angles = around(32)", "angles = around(16)"),
+        ("history = train(net(512, seed=0)", "history = train(net(8, seed=3)"),
+        ("y = wave(1) + wave(3) + wave(6)", "y = wave(2) + wave(5)"),
+        ("return MLP(2, width, param", 'return MLP(2, width, activation="tanh", param'),
+        ("stopped = net(256, seed=0)", "stopped = net(16, seed=5)"),
+    ],
 }
 CASES = [(path, old, new) for path in PATHS for old, new in EDITS.get(path.name[:2], [])]
 

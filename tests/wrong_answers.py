@@ -208,6 +208,14 @@ def half_steps(ntk, targets):
         error, steps = (1 - 0.5 * eigenvalues / eigenvalues[-1]) * error, steps + 1
     return steps
 """, r"is not it\. Tried: half_steps"),
+        ("def half_steps", """
+def half_steps(ntk, targets):
+    eigenvalues, modes = torch.linalg.eigh(ntk)
+    factors, error, steps = (-eigenvalues / eigenvalues[-1]).exp(), modes.T @ targets, 0
+    while error.norm() > targets.norm() / 2:
+        error, steps = factors * error, steps + 1
+    return steps
+""", r"22 is not it\. Tried: half_steps"),
         ("ratio =", "ratio = 16", r"too small by a factor 1\.08"),
         ("drawn =", "drawn = 28, 59", r"entries differ"),
     ],
