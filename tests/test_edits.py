@@ -99,7 +99,7 @@ EDITS = {
         ("hidden_layers=2, parametrization=name", "hidden_layers=4, parametrization=name"),
         ("eta, frozen = largest_rate(net) / 2", "eta, frozen = largest_rate(net) * 2"),
         ("labels == 3)", "labels > 4)"),
-        ("[:10] for c", "[:4] for c"),
+        ("[:10] for digit", "[:4] for digit"),
     ],
     "08": [
         ("default_rng(seed), [64", "default_rng(seed + 7), [64"),
