@@ -163,10 +163,10 @@ EDITS = {
     ],
     "10": [
         ("angles = around(32)", "angles = around(16)"),
-        ("history = train(net(512, seed=0)", "history = train(net(8, seed=3)"),
+        ("history = train(net_of(512, seed=0)", "history = train(net_of(8, seed=3)"),
         ("y = wave(1) + wave(3) + wave(6)", "y = wave(2) + wave(5)"),
         ("return MLP(2, width, param", 'return MLP(2, width, activation="tanh", param'),
-        ("stopped = net(256, seed=0)", "stopped = net(16, seed=5)"),
+        ("stopped = net_of(256, seed=0)", "stopped = net_of(16, seed=5)"),
     ],
 }
 CASES = [(path, old, new) for path in PATHS for old, new in EDITS.get(path.name[:2], [])]

@@ -216,7 +216,7 @@ def half_steps(ntk, targets):
         error, steps = factors * error, steps + 1
     return steps
 """, r"22 is not it\. Tried: half_steps"),
-        ("ratio =", "ratio = 16", r"too small by a factor 1\.08"),
+        ("ratio =", "ratio = 16", r"too small by a factor 1\.1"),
         ("drawn =", "drawn = 28, 59", r"entries differ"),
     ],
     "11": [
