@@ -141,7 +141,7 @@ EDITS = {
         ("x = circle([0, math.pi / 3])", "x = circle([0, math.pi])"),
         ("gamma = torch.tensor(60.0,", "gamma = torch.tensor(120.0,"),
         ("for n in (8, 32, 128):", "for n in (4, 40):"),
-        ("[16, 64, 256, 1024], {2: [], 3: []}", "[4, 16], {2: [], 3: []}"),
+        ("[16, 64, 256, 1024], {1: [], 2: []}", "[4, 16], {1: [], 2: []}"),
         ("phi = torch.nn.functional.silu", "phi = torch.tanh"),
         ("torch.arange(11, dtype=torch.float64) * 2 * math.pi / 11",
          "torch.arange(12, dtype=torch.float64) * 2 * math.pi / 12"),
