@@ -131,7 +131,7 @@ EDITS = {
         ("on_circle(24), [1, 2, 4, 8, 16, 32, 64]", "on_circle(7), [1, 3, 5, 8, 16, 32, 64]"),
         ("edge_of(activation, 0.3), 0.3) for", "edge_of(activation, 1.0), 1.0) for"),
         ("in (16, 64, 256, 1024, 4096)", "in (2, 8)"),
-        ("circle = on_circle(8192)", "circle = on_circle(512)"),
+        ("fine = on_circle(8192)", "fine = on_circle(512)"),
     ],
     "06": [
         ("manual_seed(seed)\n    net =", "manual_seed(seed + 5)\n    net ="),
