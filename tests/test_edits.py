@@ -7,6 +7,7 @@ import pytest
 import torch
 from course import PATHS, ROOT, code, read
 from IPython.core.interactiveshell import InteractiveShell
+from ipywidgets import Widget
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +39,7 @@ EDITS = {
     def forward(self, x):
         return self.lin3(torch.relu(self.lin2(torch.relu(self.lin1(x)))))
 """),
-        ("default_rng(0)", "default_rng(7)"),
+        ("default_rng(0).standard_normal((100", "default_rng(7).standard_normal((100"),
         ("standard_normal((100, 20))", "standard_normal((40, 20))"),
         ("for width in (10, 20, 40, 80)", "for width in (5, 500)"),
         ("for seed in (9, 9, 12)", "for seed in (0, 7, 7)"),
@@ -101,6 +102,31 @@ EDITS = {
         ("labels == 3)", "labels > 4)"),
         ("[:10] for digit", "[:4] for digit"),
     ],
+    "06": [
+        ("manual_seed(seed)\n    net =", "manual_seed(seed + 5)\n    net ="),
+        ('output_dim=1, activation="relu"', 'output_dim=1, activation="tanh"'),
+        ('activation=activation, parametrization="ntk"', "activation=activation"),
+        ("in (4, 16, 64, 256, 1024, 4096):", "in (2, 32):"),
+        ("x = circle([0, math.pi / 3])", "x = circle([0, math.pi])"),
+        ("gamma = torch.tensor(60.0,", "gamma = torch.tensor(120.0,"),
+        ("for n in (8, 32, 128):", "for n in (4, 40):"),
+        ("[16, 64, 256, 1024], {1: [], 2: []}", "[4, 16], {1: [], 2: []}"),
+        ("phi = torch.nn.functional.silu", "phi = torch.tanh"),
+        ("torch.arange(11, dtype=torch.float64) * 2 * math.pi / 11",
+         "torch.arange(12, dtype=torch.float64) * 2 * math.pi / 12"),
+    ],
+    "07": [
+        ('"large weights": 2.5', '"large weights": 1.0'),
+        ("three = {", 'three = {"tiny weights": 0.3, '),
+        ("next_size(q, activation, 1.5, 0.3)\n    print",
+         "next_size(q, activation, 4.0, 0.0)\n    print"),
+        ('(2.5, 0.3), (2.5, 1.0), (3.0, 2.0)):', '(0.5, 0.0)):'),
+        ('phases = {"order": 0.8', 'phases = {"order": 1.6'),
+        ("on_circle(24), [1, 2, 4, 8, 16, 32, 64]", "on_circle(7), [1, 3, 5, 8, 16, 32, 64]"),
+        ("edge_of(activation, 0.3), 0.3) for", "edge_of(activation, 1.0), 1.0) for"),
+        ("in (16, 64, 256, 1024, 4096)", "in (2, 8)"),
+        ("fine = on_circle(8192)", "fine = on_circle(512)"),
+    ],
     "08": [
         ("default_rng(seed), [64", "default_rng(seed + 7), [64"),
         ('def shares(drawn, activation="relu"', 'def shares(drawn, activation="tanh"'),
@@ -122,37 +148,12 @@ EDITS = {
         ("for seed in (1, 2)]", "for seed in (1, 1)]"),
         ("sizes = [32, 128, 512]", "sizes = [4, 16, 64]"),
     ],
-    "07": [
-        ('"large weights": 2.5', '"large weights": 1.0'),
-        ("three = {", 'three = {"tiny weights": 0.3, '),
-        ("next_size(q, activation, 1.5, 0.3)\n    print",
-         "next_size(q, activation, 4.0, 0.0)\n    print"),
-        ('(2.5, 0.3), (2.5, 1.0), (3.0, 2.0)):', '(0.5, 0.0)):'),
-        ('phases = {"order": 0.8', 'phases = {"order": 1.6'),
-        ("on_circle(24), [1, 2, 4, 8, 16, 32, 64]", "on_circle(7), [1, 3, 5, 8, 16, 32, 64]"),
-        ("edge_of(activation, 0.3), 0.3) for", "edge_of(activation, 1.0), 1.0) for"),
-        ("in (16, 64, 256, 1024, 4096)", "in (2, 8)"),
-        ("fine = on_circle(8192)", "fine = on_circle(512)"),
-    ],
-    "06": [
-        ("manual_seed(seed)\n    net =", "manual_seed(seed + 5)\n    net ="),
-        ('output_dim=1, activation="relu"', 'output_dim=1, activation="tanh"'),
-        ('activation=activation, parametrization="ntk"', "activation=activation"),
-        ("in (4, 16, 64, 256, 1024, 4096):", "in (2, 32):"),
-        ("x = circle([0, math.pi / 3])", "x = circle([0, math.pi])"),
-        ("gamma = torch.tensor(60.0,", "gamma = torch.tensor(120.0,"),
-        ("for n in (8, 32, 128):", "for n in (4, 40):"),
-        ("[16, 64, 256, 1024], {1: [], 2: []}", "[4, 16], {1: [], 2: []}"),
-        ("phi = torch.nn.functional.silu", "phi = torch.tanh"),
-        ("torch.arange(11, dtype=torch.float64) * 2 * math.pi / 11",
-         "torch.arange(12, dtype=torch.float64) * 2 * math.pi / 12"),
-    ],
-    "12": [
-        ("torch.manual_seed(0)\nstudent =", "torch.manual_seed(5)\nstudent ="),
-        ("student = MLP(2, 100,", 'student = MLP(2, 100, activation="tanh",'),
-        ("net = MLP(15, 200,", "net = MLP(15, 100,"),
-        ("sizes = [50, 100, 150, 200, 300]", "sizes = [40, 80]"),
-        ("hidden_layers=2,", "hidden_layers=3,"),
+    "10": [
+        ("angles = around(32)", "angles = around(16)"),
+        ("history = train(net_of(512, seed=0)", "history = train(net_of(8, seed=3)"),
+        ("y = wave(1) + wave(3) + wave(6)", "y = wave(2) + wave(5)"),
+        ("return MLP(2, width, param", 'return MLP(2, width, activation="tanh", param'),
+        ("stopped = net_of(256, seed=0)", "stopped = net_of(16, seed=5)"),
     ],
     "11": [
         ("seed=1, activation=\"tanh\")", "seed=7, activation=\"relu\")"),
@@ -162,12 +163,12 @@ EDITS = {
         ("def spectral_norm(matrix, rounds=40)", "def spectral_norm(matrix, rounds=1)"),
         ("gap / 2, lr=lr", "gap, lr=lr"),
     ],
-    "10": [
-        ("angles = around(32)", "angles = around(16)"),
-        ("history = train(net_of(512, seed=0)", "history = train(net_of(8, seed=3)"),
-        ("y = wave(1) + wave(3) + wave(6)", "y = wave(2) + wave(5)"),
-        ("return MLP(2, width, param", 'return MLP(2, width, activation="tanh", param'),
-        ("stopped = net_of(256, seed=0)", "stopped = net_of(16, seed=5)"),
+    "12": [
+        ("torch.manual_seed(0)\nstudent =", "torch.manual_seed(5)\nstudent ="),
+        ("student = MLP(2, 100,", 'student = MLP(2, 100, activation="tanh",'),
+        ("net = MLP(15, 200,", "net = MLP(15, 100,"),
+        ("sizes = [50, 100, 150, 200, 300]", "sizes = [40, 80]"),
+        ("hidden_layers=2,", "hidden_layers=3,"),
     ],
 }
 CASES = [(path, old, new) for path in PATHS for old, new in EDITS.get(path.name[:2], [])]
@@ -189,10 +190,12 @@ def shell(monkeypatch):
     a kernel's start and a new import of PyTorch, which take longer than the cells."""
     monkeypatch.chdir(ROOT / "notebooks")
     monkeypatch.setattr(sys, "path", [*sys.path])
-    threads = torch.get_num_threads()
+    threads, shell = torch.get_num_threads(), InteractiveShell.instance()
     try:
         with matplotlib.rc_context():
-            yield InteractiveShell.instance()
+            yield shell
     finally:
         torch.set_num_threads(threads)
+        Widget.close_all()  # the registry of widgets would keep all that explorers draw with,
+        shell.user_ns.clear()  # and IPython's list of what to do at exit each shell
         InteractiveShell.clear_instance()
