@@ -75,7 +75,7 @@ def with_bytes_saved(model, x, name):
     def note(tensor):
         storage = tensor.untyped_storage()
         saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # a result is saved by its own node: the graph would hold itself
 
     try:
         with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):

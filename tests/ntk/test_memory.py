@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import resource
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from ntk.memory import (
     require_room,
     with_bytes_saved,
 )
+from ntk.model import MLP
 
 SCRIPT = Path(__file__).parent / "measure_memory.py"
 NAMES = ["first.weight", "first.bias", "last.weight", "last.bias"]  # of Net(two_layers)
@@ -164,3 +166,19 @@ def test_memory_stays_within_the_budget(name):
     held = {key: round(found[key] / 1e6) for key in ("extra", "symmetric", "result")}
     print(name, held)
     assert max(held["extra"], held["symmetric"]) <= 256 + held["result"] + 64, held  # MB
+
+
+def test_nothing_of_a_model_stays_behind():
+    "The graph of a rehearsal once held itself, and with it the weights."
+    def held():
+        return resource.getpagesize() * int(Path("/proc/self/statm").read_text().split()[1])
+
+    def once():
+        model = MLP(2, 1000, hidden_layers=2).double()  # a matrix of 8 MB
+        compute_ntk(model, data(2, 2))
+
+    once()
+    before = held()
+    for _ in range(20):
+        once()
+    assert held() - before < 80e6
