@@ -102,14 +102,11 @@ def compute_ntk(model, x1, x2=None, *, outputs="full", params=None, method="auto
         task, jobs = next(TASKS), effective_n_jobs(n_jobs)
         strips = 1 if jobs == 1 else 2 * jobs  # two for each, since they are of unequal length
         height = min(height, math.ceil(n1 / strips))
-        work = [Strip(task, model, x1, x2, outputs, method, group, start, start + height, width,
-                      planned.batch, math.prod(shape[2:]))
-                for group in planned.groups for start in range(0, n1, height)]
-        if jobs == 1:
-            done = (strip.tiles() for strip in work)
-        else:
-            done = Parallel(n_jobs, return_as="generator_unordered")(
-                delayed(Strip.all_tiles)(strip) for strip in work)
+        work = Strip.tiles if jobs == 1 else Strip.all_tiles
+        done = Parallel(n_jobs, return_as="generator_unordered")(
+            delayed(work)(Strip(task, model, x1, x2, outputs, method, group, start, start + height,
+                                width, planned.batch, math.prod(shape[2:])))
+            for group in planned.groups for start in range(0, n1, height))
         try:
             with tqdm(total=n1 * n2 * len(planned.groups), desc="NTK", unit=" entries",
                       unit_scale=True, disable=not progress) as bar:
