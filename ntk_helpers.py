@@ -16,7 +16,7 @@ from ntk.notebook.exercises import check         # 00_start_here
 from ntk.notebook.exercises import score         # 00_start_here
 from ntk.model import MLP                        # 01_model
 from ntk.gradients import get_grads              # 02_gradients
-from ntk.kernel import compute_ntk               # 03_ntk, and what it costs: 14_fast_ntk
+from ntk.kernel import compute_ntk               # 03_ntk, and what it costs: 16_fast_ntk
 from ntk.reading import spectrum                 # 03_ntk
 from ntk.reading import cosine                   # 04_heatmap
 from ntk.reading import alignment                # 04_heatmap

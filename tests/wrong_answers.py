@@ -254,7 +254,7 @@ def right_with(net, x, y, x_test, y_test):
         ("rate =", "rate = 1", r"False is not it"),
         ("rate =", "rate = 0.0001", r"False is not it"),
     ],
-    "13": [
+    "15": [
         ("def training_spread", """
 def training_spread(t):
     decay = torch.linalg.matrix_exp(-t * Θ[:N, :N])
@@ -275,7 +275,7 @@ def delta(net, x, θ_star):
     return -get_grads(net, x)[:, :first] @ θ_star[:first]
 """, r"the sign is wrong"),
     ],
-    "14": [
+    "16": [
         ("def share(", """
 def share(H, D):
     return (D @ D.T) * (H @ H.T)
@@ -294,7 +294,7 @@ def share_of_two_uses(H1, D1, H2, D2):
     return (D @ D.T) * (H @ H.T + 1)
 """, r"36 of 36 entries differ, first \[0, 0\]"),
     ],
-    "15": [
+    "17": [
         ("def left_out", """
 def left_out(M, y):
     inverse = np.linalg.inv(M)

@@ -1,6 +1,6 @@
 """The package on a cluster whose machines have PyTorch and dask, but no course and no Jupyter.
 
-A scheduler and two workers are processes of their own, and get the package as notebook 14 says: as
+A scheduler and two workers are processes of their own, and get the package as notebook 16 says: as
 an archive. What a cluster does when one of its workers dies is in test_processes.py.
 """
 
