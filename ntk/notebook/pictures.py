@@ -100,7 +100,7 @@ def first_heatmap(kernel, ax):
     image = ax.imshow(kernel.numpy(), GLOW, label="kernel", interpolation="nearest")
     bar = colour_bar(image, ax)
     if not bar.ax.texts:  # no title, for whose width a layout leaves no room
-        bar.ax.text(0, 1.01, "kernel", transform=bar.ax.transAxes, va="bottom")
+        bar.ax.text(0, 1.035, "", transform=bar.ax.transAxes, va="bottom")  # above the top tick's
     bar.ax.locator_params(nbins=5)
     ax.set(xticks=[], yticks=[])  # they would take a third of the time of a redraw
     ax.spines[:].set_visible(False)
@@ -125,7 +125,14 @@ def set_colours(image, kernel):
     lowest, largest = min(0.0, float(kernel.min())), float(kernel.abs().max()) or 1.0
     image.set_clim(-largest, largest)
     highest = max(0.0, float(kernel.max()))
-    image.colorbar.ax.set_ylim(lowest, highest if highest > lowest else largest)
+    bar = image.colorbar.ax
+    bar.set_ylim(lowest, highest if highest > lowest else largest)
+    bar.texts[0].set_text("cosine" if has_unit_diagonal(kernel) else "kernel")
+
+
+def has_unit_diagonal(kernel):
+    diagonal = kernel.diagonal()
+    return kernel.shape[0] == kernel.shape[1] and bool((diagonal - 1).abs().max() < 1e-5)
 
 
 def show(figure, alt):

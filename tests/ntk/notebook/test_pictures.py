@@ -14,6 +14,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 
 from ntk.notebook.pictures import plot_kernel, set_style, show
+from ntk.reading import cosine
 
 
 def psd(n=6):
@@ -35,7 +36,22 @@ def test_the_kernel_is_drawn_with_title_labels_and_colour_bar():
     assert ax.get_title() == "six inputs"
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("example x′, 0 to 5", "example x, 0 to 5")
     assert len(ax.figure.axes) == 2 and ax.images[0].colorbar.ax is ax.figure.axes[1]
-    assert [t.get_text() for t in ax.images[0].colorbar.ax.texts] == ["kernel"]
+    assert bar_title(ax) == "kernel"
+
+
+def bar_title(ax):
+    [text] = ax.images[0].colorbar.ax.texts
+    return text.get_text()
+
+
+def test_the_colour_bar_says_what_is_shown():
+    ax = plot_kernel(cosine(psd()))
+    assert bar_title(ax) == "cosine"
+    plot_kernel(psd(), ax=ax)
+    assert bar_title(ax) == "kernel"
+    plot_kernel(cosine(psd()), ax=ax)
+    assert bar_title(ax) == "cosine"
+    assert bar_title(plot_kernel(psd()[:2])) == "kernel"  # no square
 
 
 def test_an_array_is_drawn_and_left_alone():
