@@ -88,7 +88,8 @@ def weigh(image):
     sheet.set_title(f"{image.sum():.0f}")
     return sheet
 
-points = Points(follow, "points at {title}", [[-1, 0], [0, 0.5], [1, 0]], limits=((-1.5, 1.5), (-1, 1)))
+start = [[-1, 0], [0, 0.5], [1, 0]]
+points = Points(follow, "points at {title}", start, limits=((-1.5, 1.5), (-1, 1)))
 canvas = Canvas(weigh, "grey values in all: {title}", size=4, image=[[0, 0, 0, 8]] * 4)
 display(points, canvas)
 """
@@ -185,7 +186,8 @@ def copy_course(root):
         for cell in code(notebook):
             cell.update(outputs=[], execution_count=None)
         nbformat.write(notebook, root / "notebooks" / path.name)
-    for name, source in {"two": TWO_EXPLORERS, "view": A_VIEW, "pointer": POINTS_AND_CANVAS}.items():
+    small = {"two": TWO_EXPLORERS, "view": A_VIEW, "pointer": POINTS_AND_CANVAS}
+    for name, source in small.items():
         cells = [nbformat.v4.new_code_cell(source)]
         other = nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
         nbformat.write(other, root / f"notebooks/{name}.ipynb")

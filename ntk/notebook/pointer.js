@@ -32,10 +32,9 @@ class Surface {
     this.below = add(el, "div", "ntk-below");
     this.says = add(this.below, "p", "ntk-says", {"aria-live": "polite"});
     this.says.textContent = hint;
-    this.button("Back to the start", () => this.send(model.get("_start")));
     el.addEventListener("keydown", event => {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
-      if (event.key === "Escape") this.send(model.get("_start"));
+      if (event.key === "Escape") this.reset();
       else if (!this.takes(event)) return;
       event.preventDefault();
       event.stopPropagation();  // JupyterLab would move to another cell
@@ -45,7 +44,13 @@ class Surface {
   button(words, act) {
     const button = add(this.below, "button", "ntk-button", {type: "button"});
     button.textContent = words;
-    button.addEventListener("click", () => act(button));
+    button.addEventListener("click", act);
+    return button;
+  }
+
+  reset() {
+    this.send(this.model.get("_start"));
+    this.says.textContent = "Back at the start.";
   }
 
   // Calls move(event, where) for a pointer that is held down, from the start.
@@ -71,6 +76,7 @@ class Surface {
 class Points extends Surface {
   constructor(model, el) {
     super(model, el, "Drag a point, or reach it by Tab and move it by arrow keys.");
+    this.button("Reset", () => this.reset());
     this.handles = model.get("value").map((_, i) => this.handle(i));
     this.read();
   }
@@ -142,7 +148,7 @@ const TIP = [0.5, 0.9];  // black up to so many cells from the middle of the pen
 
 class Canvas extends Surface {
   constructor(model, el) {
-    super(model, el, "Draw here; or move by arrow keys, and press Space for more ink, Delete for none.");
+    super(model, el, "Draw here; or by keys: arrows, Space for ink, Delete.");
     this.size = model.get("value").length;
     this.side = this.size * FINE;
     this.ink = new Float32Array(this.side ** 2);
@@ -153,13 +159,10 @@ class Canvas extends Surface {
     this.canvas.width = this.canvas.height = this.side;
     this.cursor = add(this.board, "div", "ntk-cursor");
     this.at = [0, 0];
-    this.eraser = false;
-    this.button("Clear", () => this.send(model.get("value").map(row => row.map(() => 0))));
-    this.button("Eraser", button => {
-      this.eraser = !this.eraser;
-      button.setAttribute("aria-pressed", this.eraser);
-    });
-    this.below.lastChild.setAttribute("aria-pressed", "false");
+    this.eraser = this.button("Eraser", () => this.erase(!this.erases()));
+    this.erase(false);
+    this.button("Clear", () => this.clear());
+    if (model.get("_start").flat().some(grey => grey)) this.button("Reset", () => this.reset());
     let last;
     this.listen(this.board, this.canvas, (event, where) => {
       where = where.map(part => part * this.size);
@@ -170,6 +173,19 @@ class Canvas extends Surface {
     });
     this.go(0, 0);
     this.read();
+  }
+
+  clear() {
+    this.send(this.model.get("value").map(row => row.map(() => 0)));
+    this.says.textContent = "Empty.";
+  }
+
+  erases() {
+    return this.eraser.getAttribute("aria-pressed") === "true";
+  }
+
+  erase(on) {
+    this.eraser.setAttribute("aria-pressed", on);
   }
 
   takes(event) {
@@ -206,13 +222,14 @@ class Canvas extends Surface {
   // From one place to another, in cells.
   stroke([x0, y0], [x1, y1]) {
     const [dx, dy] = [x1 - x0, y1 - y0], square = dx * dx + dy * dy || 1, [black, white] = TIP;
+    const erases = this.erases();
     for (let row = 0; row < this.side; row++) {
       for (let column = 0; column < this.side; column++) {
         const x = (column + 0.5) / FINE, y = (row + 0.5) / FINE, k = row * this.side + column;
         const along = inside(((x - x0) * dx + (y - y0) * dy) / square, 0, 1);
         const far = Math.hypot(x - x0 - along * dx, y - y0 - along * dy);
         const ink = inside((white - far) / (white - black), 0, 1);
-        this.ink[k] = this.eraser ? Math.min(this.ink[k], 1 - ink) : Math.max(this.ink[k], ink);
+        this.ink[k] = erases ? Math.min(this.ink[k], 1 - ink) : Math.max(this.ink[k], ink);
       }
     }
   }

@@ -13,6 +13,7 @@ import ipywidgets as widgets
 import traitlets
 
 from ntk.checks import is_finite, require, require_positive_ints
+from ntk.notebook.drawing import heatmaps_in
 from ntk.notebook.explorer import Explorer
 from ntk.notebook.pictures import figure_of
 from ntk.reading import real_numbers
@@ -84,22 +85,14 @@ class Points(ByPointer):
         points = array_of(points, "points")
         require(points.ndim == 2 and points.shape[1] == 2 and len(points) > 0,
                 f"points must have shape (N, 2), got {points.shape}")
-        self._limits = None if limits is None else array_of(limits, "limits")
-        if self._limits is not None:
-            require(self._limits.shape == (2, 2) and (self._limits[:, 0] < self._limits[:, 1]).all(),
-                    f"limits must be ((x_min, x_max), (y_min, y_max)), got {limits!r}")
         stills = {caption: array_of(still, "stills") for caption, still in (stills or {}).items()}
-        for array in (points, *stills.values()):
-            self._require_fits(array, points.shape)
+        for still in stills.values():
+            require(still.shape == points.shape,
+                    f"stills must have the points' shape {points.shape}, got {still.shape}")
+        self._limits = None if limits is None else array_of(limits, "limits")
+        if limits is not None:
+            require_within(self._limits, points, *stills.values())
         super().__init__(draw, alt, Surface("points", points), stills, controls)
-
-    def _require_fits(self, array, shape):
-        require(array.shape == shape, f"stills must be points of shape {shape}, got {array.shape}")
-        if self._limits is not None:
-            low, high = self._limits.T
-            require(((low <= array) & (array <= high)).all(),
-                    f"points must lie within the limits {self._limits.tolist()}, "
-                    f"got {array.tolist()}")
 
     @property
     def points(self):
@@ -162,6 +155,15 @@ def array_of(values, name):
     return values.cpu().numpy().copy()
 
 
+def require_within(limits, *arrays):
+    ordered = limits.shape == (2, 2) and (limits[:, 0] < limits[:, 1]).all()
+    require(ordered, f"limits must be ((x_min, x_max), (y_min, y_max)), got {limits.tolist()}")
+    low, high = limits.T
+    for points in arrays:
+        require(((low <= points) & (points <= high)).all(),
+                f"points must lie within the limits {limits.tolist()}, got {points.tolist()}")
+
+
 def image_of(values, size, name):
     image = array_of(values, name)
     require(image.shape == (size, size),
@@ -176,6 +178,8 @@ def frame_of(figure, limits):
     data at their ends; and the limits of points."""
     require(figure.axes, "the figure has no axes for the points to lie on")
     ax = figure.axes[0]
+    require(not heatmaps_in(figure), "points must lie on axes with ticks, a line or a text: "
+            "heatmaps alone are no picture, but parts of the page")
     require((ax.get_xscale(), ax.get_yscale()) == ("linear", "linear"),
             "the axes on which points lie must be linear")
     left, bottom, width, height = ax.get_position().bounds
