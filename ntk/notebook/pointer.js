@@ -31,7 +31,7 @@ class Surface {
     this.area = add(el, "div", "ntk-surface");
     this.below = add(el, "div", "ntk-below");
     this.says = add(this.below, "p", "ntk-says", {"aria-live": "polite"});
-    this.says.textContent = hint;
+    this.hint = this.says.textContent = hint;
     el.addEventListener("keydown", event => {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
       if (event.key === "Escape") this.reset();
@@ -143,18 +143,19 @@ class Points extends Surface {
   }
 }
 
-const FINE = 16;  // pixels of the pen in a cell, each way
-const TIP = [0.5, 0.9];  // black up to so many cells from the middle of the pen, white from there on
+const SIDE = 128;  // pixels for the pen, each way, or a few more
+const TIP = [0.5, 0.9];  // cells from the middle of the pen: as far it is black, from there on white
 
 class Canvas extends Surface {
   constructor(model, el) {
     super(model, el, "Draw here; or by keys: arrows, Space for ink, Delete.");
     this.size = model.get("value").length;
-    this.side = this.size * FINE;
+    this.fine = Math.ceil(SIDE / this.size);
+    this.side = this.size * this.fine;
     this.ink = new Float32Array(this.side ** 2);
     this.board = add(this.area, "div", "ntk-paper", {tabindex: 0, role: "application",
-      "aria-label": `Image of ${this.size} × ${this.size} cells: arrow keys move, Space adds ink, ` +
-        "Delete takes it away"});
+      "aria-label": `Image of ${this.size} × ${this.size} cells: arrow keys move, ` +
+        "Space adds ink, Delete takes it away"});
     this.canvas = add(this.board, "canvas", "ntk-ink", {"aria-hidden": "true"});
     this.canvas.width = this.canvas.height = this.side;
     this.cursor = add(this.board, "div", "ntk-cursor");
@@ -169,6 +170,7 @@ class Canvas extends Surface {
       this.stroke(event.type === "pointerdown" ? where : last, where);
       last = where;
       this.at = where.map(part => inside(Math.floor(part), 0, this.size - 1));
+      this.says.textContent = this.hint;
       this.inked();
     });
     this.go(0, 0);
@@ -176,7 +178,8 @@ class Canvas extends Surface {
   }
 
   clear() {
-    this.send(this.model.get("value").map(row => row.map(() => 0)));
+    this.ink.fill(0);
+    this.inked();
     this.says.textContent = "Empty.";
   }
 
@@ -195,9 +198,9 @@ class Canvas extends Surface {
     else if (event.key === " ") this.each(ink => Math.min(1, ink + 0.25));
     else if (event.key === "Delete" || event.key === "Backspace") this.each(() => 0);
     else return false;
-    const [column, row] = this.at;
-    this.says.textContent = `Row ${row + 1}, column ${column + 1}: ${this.cells()[row][column]} of ` +
-      `${this.model.get("_black")}.`;
+    const [column, row] = this.at, grey = this.cells()[row][column];
+    this.says.textContent =
+      `Row ${row + 1}, column ${column + 1}: ${grey} of ${this.model.get("_black")}.`;
     return true;
   }
 
@@ -210,9 +213,9 @@ class Canvas extends Surface {
 
   // Another ink for all of the cell chosen.
   each(change) {
-    const [left, top] = this.at.map(part => part * FINE);
-    for (let y = top; y < top + FINE; y++) {
-      for (let x = left; x < left + FINE; x++) {
+    const [left, top] = this.at.map(part => part * this.fine);
+    for (let y = top; y < top + this.fine; y++) {
+      for (let x = left; x < left + this.fine; x++) {
         this.ink[y * this.side + x] = change(this.ink[y * this.side + x]);
       }
     }
@@ -225,23 +228,30 @@ class Canvas extends Surface {
     const erases = this.erases();
     for (let row = 0; row < this.side; row++) {
       for (let column = 0; column < this.side; column++) {
-        const x = (column + 0.5) / FINE, y = (row + 0.5) / FINE, k = row * this.side + column;
+        const [x, y] = [column, row].map(part => (part + 0.5) / this.fine);
         const along = inside(((x - x0) * dx + (y - y0) * dy) / square, 0, 1);
         const far = Math.hypot(x - x0 - along * dx, y - y0 - along * dy);
         const ink = inside((white - far) / (white - black), 0, 1);
+        const k = row * this.side + column;
         this.ink[k] = erases ? Math.min(this.ink[k], 1 - ink) : Math.max(this.ink[k], ink);
       }
     }
   }
 
+  // Row and column of the cell with pixel k.
+  cell(k) {
+    return [k / this.side, k % this.side].map(part => Math.floor(part / this.fine));
+  }
+
   // What Python gets: the mean ink of each cell.
   cells() {
-    const black = this.model.get("_black"), {size, side} = this;
-    const sums = Array.from({length: size}, () => Array(size).fill(0));
+    const most = this.model.get("_black") / this.fine ** 2;
+    const sums = Array.from({length: this.size}, () => Array(this.size).fill(0));
     this.ink.forEach((ink, k) => {
-      sums[Math.floor(k / side / FINE)][Math.floor(k % side / FINE)] += ink;
+      const [row, column] = this.cell(k);
+      sums[row][column] += ink;
     });
-    return sums.map(row => row.map(sum => Math.round(black * sum / FINE ** 2)));
+    return sums.map(row => row.map(sum => Math.round(most * sum)));
   }
 
   inked() {
@@ -264,8 +274,10 @@ class Canvas extends Surface {
   read() {
     const image = this.model.get("value"), black = this.model.get("_black");
     if (String(image) !== String(this.cells())) {
-      this.ink = this.ink.map((_, k) =>
-        image[Math.floor(k / this.side / FINE)][Math.floor(k % this.side / FINE)] / black);
+      this.ink = this.ink.map((_, k) => {
+        const [row, column] = this.cell(k);
+        return image[row][column] / black;
+      });
     }
     this.paint();
   }
