@@ -144,7 +144,7 @@ class Points extends Surface {
 }
 
 const SIDE = 128;  // pixels for the pen, each way, or a few more
-const TIP = [0.5, 0.9];  // cells from the middle of the pen: as far it is black, from there on white
+const TIP = [0.5, 0.9];  // black up to one distance from its middle, white from another, in cells
 
 class Canvas extends Surface {
   constructor(model, el) {
