@@ -24,11 +24,14 @@ from ntk.infinite import infinite_width_ntk      # 06_infinite_width
 from ntk.training import train                   # 09_training
 from ntk.tangent import gradient_flow            # 09_training
 from ntk.tangent import linearize                # 09_training
+from ntk.notebook.pointer import Points          # 15_ensembles
 from ntk.products import ntk_operator            # 16_fast_ntk
+from ntk.notebook.pointer import Canvas          # 17_real_data
 
 __all__ = [
     "set_style", "show", "plot_kernel", "Explorer", "KernelView", "claim", "ask",
     "check", "score",
     "MLP", "get_grads", "compute_ntk", "spectrum", "cosine", "alignment",
-    "infinite_width_ntk", "train", "gradient_flow", "linearize", "ntk_operator",
+    "infinite_width_ntk", "train", "gradient_flow", "linearize", "Points", "ntk_operator",
+    "Canvas",
 ]

@@ -53,4 +53,4 @@ def settling(notebook):
 def count_explorers(notebook):
     "How many explorers its committed outputs show."
     texts = [output.get("data", {}).get("text/plain", "") for output in outputs(notebook)]
-    return sum(text.startswith("Explorer(") for text in texts)
+    return sum(text.startswith(("Explorer(", "Points(", "Canvas(")) for text in texts)

@@ -59,6 +59,41 @@ explorer = Explorer(draw, "a kernel of size {scale}", scale=(1, 400))
 explorer
 """
 
+# three points, of which the last is drawn at, and an image of 4 × 4 cells whose sum is drawn
+POINTS_AND_CANVAS = """
+import sys
+sys.path.insert(0, "..")
+import matplotlib.pyplot as plt
+from IPython.display import display
+from ntk_helpers import Canvas, Points
+
+def figure(**limits):
+    figure, ax = plt.subplots(figsize=(4, 3))
+    ax.set(**limits)
+    plt.close(figure)
+    return ax
+
+plane, sheet = figure(xlim=(-2, 2), ylim=(-1, 1)), figure()
+[dots] = plane.plot([], [], "o")
+[column] = sheet.bar([0], [1])
+sheet.set_ylim(0, 256)
+
+def follow(points):
+    dots.set_data(*points.T)
+    plane.set_title(f"{points.round(2).tolist()}")
+    return plane
+
+def weigh(image):
+    column.set_height(image.sum())
+    sheet.set_title(f"{image.sum():.0f}")
+    return sheet
+
+start = [[-1, 0], [0, 0.5], [1, 0]]
+points = Points(follow, "points at {title}", start, limits=((-1.5, 1.5), (-1, 1)))
+canvas = Canvas(weigh, "grey values in all: {title}", size=4, image=[[0, 0, 0, 8]] * 4)
+display(points, canvas)
+"""
+
 ONE_QUESTION = """
 import sys
 sys.path.insert(0, "..")
@@ -142,7 +177,7 @@ def statuses():
 
 
 def copy_course(root):
-    "The helper, the package, the notebooks without outputs, and three small ones for tests."
+    "The helper, the package, the notebooks without outputs, and four small ones for tests."
     (root / "notebooks").mkdir(parents=True)
     shutil.copy(ROOT / "ntk_helpers.py", root)
     shutil.copytree(ROOT / "ntk", root / "ntk")
@@ -151,7 +186,8 @@ def copy_course(root):
         for cell in code(notebook):
             cell.update(outputs=[], execution_count=None)
         nbformat.write(notebook, root / "notebooks" / path.name)
-    for name, source in {"two": TWO_EXPLORERS, "view": A_VIEW}.items():
+    small = {"two": TWO_EXPLORERS, "view": A_VIEW, "pointer": POINTS_AND_CANVAS}
+    for name, source in small.items():
         cells = [nbformat.v4.new_code_cell(source)]
         other = nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
         nbformat.write(other, root / f"notebooks/{name}.ipynb")

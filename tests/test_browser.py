@@ -5,6 +5,7 @@ outputs first, so whatever the page shows was computed in it. Times are printed;
 them are ratios to what this machine takes, at that moment, for a plain figure.
 """
 
+import json
 import math
 import os
 import re
@@ -213,6 +214,201 @@ def test_the_sheet_is_drawn_anew_without_python(view, tmp_path, tell):
         tell(f"a sheet that glows: {redraws} redraws for 100 moves of the pointer")
         assert redraws >= 30
         assert view.locator('.jp-Notebook-ExecutionIndicator[data-status="busy"]').count() == 1
+
+
+@pytest.fixture
+def pointer(lab, new_page):
+    "A page with three points in a plane, to be dragged, and an image of 4 × 4 cells, to be drawn."
+    page = new_page(viewport=DESK)
+    page.goto(f"{lab.url}/lab/tree/notebooks/pointer.ipynb?reset&token={TOKEN}")
+    page.path = lab.root / "notebooks/pointer.ipynb"
+    run_all(page, page.path)
+    expect(page.locator(".ntk-explorer img")).to_have_count(2)
+    yield page
+    page.close()
+    lab.shut_down_kernels()
+
+
+def in_plane(page, x, y):
+    "Where the data (x, y) are on the page, by the place that Matplotlib gives to axes."
+    box = page.locator(".ntk-stage-points img").bounding_box()
+    return (box["x"] + box["width"] * (0.125 + 0.775 * (x + 2) / 4),
+            box["y"] + box["height"] * (1 - 0.11 - 0.77 * (y + 1) / 2))
+
+
+def expect_points(page, expected):
+    "Sooner or later in the picture's words, and then in the kernel and on the page as well."
+    said = lambda words: np.array(json.loads(words.removeprefix("points at ")))
+    right = lambda words: said(words) == pytest.approx(np.array(expected), abs=0.03)
+    expect_words(page.locator(".ntk-explorer").first, right)
+    for handle, point in zip(page.locator(".ntk-handle").all(), expected, strict=True):
+        box = handle.bounding_box()
+        middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        assert middle == pytest.approx(in_plane(page, *point), abs=4)
+    assert right(page.evaluate(VALUE_OF, "points.points.tolist()"))
+    assert_no_error(page)
+
+
+def test_the_picture_follows_a_point_while_it_is_dragged(pointer, tmp_path, tell):
+    with screenshot(pointer, tmp_path):
+        explorer, mouse = pointer.locator(".ntk-explorer").first, pointer.mouse
+        explorer.scroll_into_view_if_needed()
+        expect_points(pointer, [[-1, 0], [0, 0.5], [1, 0]])
+        explorer.evaluate(COUNT_PICTURES)
+        start, end = np.array([in_plane(pointer, 0, 0.5), in_plane(pointer, 0.5, -0.5)])
+        mouse.move(*start)
+        mouse.down()
+        for part in range(101):
+            mouse.move(*(start + part / 100 * (end - start)))
+            pointer.wait_for_timeout(20)
+        seen = pointer.evaluate("window.pictures")
+        tell(f"points: {seen} pictures during a drag")
+        assert seen >= 3
+        mouse.up()
+        mouse.move(*in_plane(pointer, -1, 0.8))
+        expect_points(pointer, [[-1, 0], [0.5, -0.5], [1, 0]])
+        mouse.down()  # where no point is
+        mouse.move(*in_plane(pointer, 1, 0.8))
+        mouse.up()
+        expect_points(pointer, [[-1, 0], [0.5, -0.5], [1, 0]])
+        mouse.move(*in_plane(pointer, 1, 0))
+        mouse.down()
+        mouse.move(*in_plane(pointer, 2.5, 1.5), steps=100)  # beyond the limits
+        mouse.up()
+        expect_points(pointer, [[-1, 0], [0.5, -0.5], [1.5, 1]])
+        expect(pointer.locator(".ntk-points .ntk-says")).to_have_text(
+            "Point 3 of 3: x = 1.5, y = 1.")
+        explorer.get_by_role("button", name="Reset").click()
+        expect_points(pointer, [[-1, 0], [0, 0.5], [1, 0]])
+
+
+def test_points_are_moved_by_keys(pointer, tmp_path):
+    with screenshot(pointer, tmp_path):
+        first, second, _ = pointer.locator(".ntk-handle").all()
+        first.focus()
+        for key in ("ArrowLeft", "ArrowLeft", "ArrowUp"):
+            pointer.keyboard.press(key)
+        expect_points(pointer, [[-1.12, 0.04], [0, 0.5], [1, 0]])
+        tab_to(pointer, second)
+        for _ in range(50):
+            pointer.keyboard.press("ArrowRight")
+        expect_points(pointer, [[-1.12, 0.04], [1.5, 0.5], [1, 0]])
+        expect(pointer.locator(".ntk-points .ntk-says")).to_have_text(
+            "Point 2 of 3: x = 1.5, y = 0.5.")
+        assert second.get_attribute("aria-label").startswith("Point 2 of 3: x = 1.5, y = 0.5")
+        pointer.keyboard.press("Escape")
+        expect_points(pointer, [[-1, 0], [0, 0.5], [1, 0]])
+        assert second.evaluate("handle => handle === document.activeElement")
+        assert pointer.locator(".jp-Cell").count() == 1  # JupyterLab took no key for itself
+
+
+def test_points_and_pen_follow_a_finger(pointer, tmp_path):
+    with screenshot(pointer, tmp_path):
+        devices = pointer.context.new_cdp_session(pointer)
+
+        def swipe(start, end):
+            for kind, part in [("Start", 0), *[("Move", k / 20) for k in range(21)]]:
+                x, y = ((1 - part) * a + part * b for a, b in zip(start, end))
+                devices.send("Input.dispatchTouchEvent", {
+                    "type": f"touch{kind}", "touchPoints": [{"x": x, "y": y}]})
+            devices.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+        pointer.locator(".ntk-explorer").first.scroll_into_view_if_needed()
+        swipe(in_plane(pointer, 0, 0.5), in_plane(pointer, 0.5, -0.5))
+        expect_points(pointer, [[-1, 0], [0.5, -0.5], [1, 0]])
+        pointer.locator(".ntk-paper").scroll_into_view_if_needed()
+        before, box = drawn(pointer), pointer.locator(".ntk-paper").bounding_box()
+        middle = box["x"] + box["width"] / 2
+        swipe((middle, box["y"] + 20), (middle, box["y"] + box["height"] - 20))
+        expect_drawn(pointer, lambda image: (image - before)[:, 1:3].min() > 4)
+
+
+def drawn(page):
+    return np.array(json.loads(page.evaluate(VALUE_OF, "canvas.image.tolist()")))
+
+
+def expect_drawn(page, right):
+    "Sooner or later the kernel has the right image, and the picture is that of it."
+    picture = page.locator(".ntk-stage-canvas img")
+    words = lambda image: f"grey values in all: {image.sum():.0f}"
+    deadline = time.monotonic() + HANG
+    while not (right(image := drawn(page)) and picture.get_attribute("alt") == words(image)):
+        assert time.monotonic() < deadline, (picture.get_attribute("alt"), image)
+        page.wait_for_timeout(100)
+    assert_no_error(page)
+
+
+def test_the_picture_follows_a_pen(pointer, tmp_path, tell):
+    with screenshot(pointer, tmp_path):
+        explorer, mouse = pointer.locator(".ntk-explorer").nth(1), pointer.mouse
+        explorer.scroll_into_view_if_needed()
+        start = np.array([[0, 0, 0, 8]] * 4)
+        expect_drawn(pointer, lambda image: np.array_equal(image, start))
+        box = pointer.locator(".ntk-paper").bounding_box()
+        at = lambda row, column: (box["x"] + box["width"] * (column + 0.5) / 4,
+                                  box["y"] + box["height"] * (row + 0.5) / 4)
+        explorer.evaluate(COUNT_PICTURES)
+        mouse.move(*at(0, 0))
+        mouse.down()
+        for part in range(200):
+            mouse.move(*at(3 * part / 199, 0))
+            pointer.wait_for_timeout(20)
+        seen = pointer.evaluate("window.pictures")
+        tell(f"canvas: {seen} pictures during a stroke")
+        assert seen >= 3
+        mouse.up()
+        mouse.move(*at(2, 2))
+        expect_drawn(pointer, lambda image: image[:, 0].min() >= 12 and image[:, 1].max() <= 4
+                     and np.array_equal(image[:, 2:], start[:, 2:]))
+        explorer.get_by_role("button", name="Eraser").click()
+        mouse.move(*at(0, 3))
+        mouse.down()
+        mouse.move(*at(1, 3), steps=20)
+        mouse.up()
+        expect_drawn(pointer, lambda image: image[:2, 3].max() <= 2 and image[3, 3] == 8)
+        explorer.get_by_role("button", name="Clear").click()
+        expect_drawn(pointer, lambda image: not image.any())
+        explorer.get_by_role("button", name="Reset").click()
+        expect_drawn(pointer, lambda image: np.array_equal(image, start))
+
+
+def test_an_image_is_drawn_by_keys(pointer, tmp_path):
+    with screenshot(pointer, tmp_path):
+        pointer.locator(".ntk-paper").focus()
+        for key in (*["ArrowDown"] * 2, *["ArrowRight"] * 2, "ArrowUp", *["Space"] * 2):
+            pointer.keyboard.press(key)
+        says = pointer.locator(".ntk-canvas .ntk-says")
+        expect(says).to_have_text("Row 2, column 3: 8 of 16.")
+        expected = np.array([[0, 0, 0, 8]] * 4)
+        expected[1, 2] = 8
+        expect_drawn(pointer, lambda image: np.array_equal(image, expected))
+        for key in ("ArrowRight", "ArrowRight", "Delete"):
+            pointer.keyboard.press(key)
+        expect(says).to_have_text("Row 2, column 4: 0 of 16.")
+        expected[1, 3] = 0
+        expect_drawn(pointer, lambda image: np.array_equal(image, expected))
+        pointer.keyboard.press("Escape")
+        expect_drawn(pointer, lambda image: np.array_equal(image, [[0, 0, 0, 8]] * 4))
+        for name in ("Eraser", "Clear"):  # by keys, too
+            tab_to(pointer, pointer.get_by_role("button", name=name))
+            pointer.keyboard.press("Enter")
+        expect_drawn(pointer, lambda image: not image.any())
+        assert pointer.locator(".jp-Cell").count() == 1  # JupyterLab took no key for itself
+
+
+def test_points_and_canvas_are_readable_and_end_with_their_kernel(pointer, tmp_path):
+    with screenshot(pointer, tmp_path):
+        assert_readable(pointer, ".ntk-explorer")
+        pointer.evaluate("jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+        for explorer in pointer.locator(".ntk-explorer").all():
+            expect(explorer.locator("img")).to_have_css("opacity", "0.2")
+            says = explorer.evaluate("e => getComputedStyle(e, '::before').content")
+            assert "run this cell again" in says
+        pointer.locator(".ntk-handle").first.focus()
+        pointer.keyboard.press("ArrowUp")
+        assert_no_error(pointer)
+        run_all(pointer, pointer.path)
+        expect_points(pointer, [[-1, 0], [0, 0.5], [1, 0]])
 
 
 def expect_pictures(page, values):
@@ -478,19 +674,23 @@ def test_questions_answer_back(notebook, tmp_path):
 
 def test_readable_in_light_and_dark(notebook, tmp_path):
     "axe-core on explorers, questions and words under pictures, in both of JupyterLab's themes."
-    names_of_handles = {"aria-input-field-name": {"enabled": False}}  # ipywidgets gives them none
-    ours = {"context": {"include": [[".ntk-explorer"], [".ntk-question"], [".ntk-words"]]},
-            "options": {"rules": names_of_handles}}
-    change_theme = "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})"
     with screenshot(notebook, tmp_path):
         for words in notebook.locator(".ntk-words:visible").all():
             words.get_by_text("The picture in words").click()
-        for theme in ("JupyterLab Dark", "JupyterLab Light"):
-            notebook.evaluate(change_theme, theme)
-            expect(notebook.locator("body")).to_have_attribute("data-jp-theme-name", theme)
-            found = [(theme, rule["help"], [node["html"] for node in rule["nodes"]])
-                     for rule in Axe().run(notebook, **ours).response["violations"]]
-            assert found == []
+        assert_readable(notebook, ".ntk-explorer", ".ntk-question", ".ntk-words")
+
+
+def assert_readable(page, *ours):
+    names_of_handles = {"aria-input-field-name": {"enabled": False}}  # ipywidgets gives them none
+    ours = {"context": {"include": [[part] for part in ours]},
+            "options": {"rules": names_of_handles}}
+    change_theme = "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})"
+    for theme in ("JupyterLab Dark", "JupyterLab Light"):
+        page.evaluate(change_theme, theme)
+        expect(page.locator("body")).to_have_attribute("data-jp-theme-name", theme)
+        found = [(theme, rule["help"], [node["html"] for node in rule["nodes"]])
+                 for rule in Axe().run(page, **ours).response["violations"]]
+        assert found == []
 
 
 def test_fits_on_binder(notebook, lab, tell):

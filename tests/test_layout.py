@@ -29,6 +29,7 @@ FLOORS = [  # from the ground up; a file imports from the floors below its own
      "ntk.notebook.questions"],
     ["ntk.notebook.views", "ntk.notebook.exercises"],
     ["ntk.notebook.explorer"],
+    ["ntk.notebook.pointer"],
     ["ntk_helpers"],
 ]
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}

@@ -293,7 +293,7 @@ def test_what_an_explorer_draws_with_keeps_its_meaning(notebook):
         for function in table.get_children():
             if isinstance(function, symtable.Function):
                 uses[function.get_name()] = names_from_outside(function)
-        for draw in re.findall(r"\bExplorer\((\w+),", cell.source):
+        for draw in re.findall(r"\b(?:Explorer|Points|Canvas)\((\w+),", cell.source):
             needed = used_at_any_depth(uses, draw)
             for later in tables[i + 1:]:
                 bound = {name.get_name() for name in later.get_symbols() if name.is_assigned()}

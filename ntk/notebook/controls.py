@@ -49,6 +49,8 @@ def control_for(name, spec, default):
             control.value = default
         require(np.array_equal(control.value, default),
                 f"{name} must offer draw's default, {default!r}, got {spec!r}")
+    if not control.has_trait("description"):  # it has words of its own
+        return control
     control.description = control.description or name.replace("_", " ")
     if control.has_trait("tooltip"):  # ipywidgets 7 has none
         control.tooltip = control.tooltip or f"{control.description}: use the arrow keys, or drag"

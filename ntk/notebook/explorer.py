@@ -92,7 +92,7 @@ class Explorer(widgets.VBox):
                          for name, spec in controls.items()}
         require_known_fields(alt, self.values)
         self._draw, self._alt, self._film = draw, alt, {}
-        self.stills = [self._completed(still) for still in stills]
+        self.stills = self._captioned(stills)
         self.message, self.picture = widgets.HTML(), widgets.HTML()
         self.alt, self._shown, self._timer = "", None, None
         rows = dict(self.controls)
@@ -110,10 +110,13 @@ class Explorer(widgets.VBox):
         "The controls' values, by name."
         return {name: control.value for name, control in self.controls.items()}
 
-    def _completed(self, still):
-        unknown = {*still} - {*self.values}
-        require(not unknown, f"stills may name the controls {list(self.values)}, got {still!r}")
-        return {**self.values, **still}
+    def _captioned(self, stills):
+        "The values of each, under the words that tell it from the others."
+        for still in stills:
+            known = {*still} <= {*self.values}
+            require(known, f"stills may name the controls {list(self.values)}, got {still!r}")
+        stills = [{**self.values, **still} for still in stills]
+        return dict(zip(captions(stills), stills))
 
     def _update(self, change=None):
         others = plt.get_fignums()
@@ -199,12 +202,12 @@ class Explorer(widgets.VBox):
         if self._shown is None:
             return stored(self, repr(self))
         drawn = []
-        for values in self.stills:
+        for caption, values in self.stills.items():
             with suppress(Exception):  # a still that cannot be drawn is left out
                 figure, alt, _ = self._drawn(values)
-                drawn.append((picture_of(figure), values, alt))
+                drawn.append((picture_of(figure), caption, alt))
         if not drawn:
             return stored(self, repr(self), picture_of(self._shown), self.alt)
-        pictures, values, words = zip(*drawn)
+        pictures, words, alts = zip(*drawn)
         self._update()
-        return stored(self, repr(self), strip(pictures, captions(values)), " ".join(words))
+        return stored(self, repr(self), strip(pictures, words), " ".join(alts))

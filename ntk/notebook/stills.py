@@ -29,7 +29,8 @@ def picture_of(drawn):
 
 def captions(stills):
     "What tells each still, a dict of values, from the others; all of them where nothing does."
-    names = [name for name in stills[0] if len({repr(still[name]) for still in stills}) > 1]
+    names = [name for name in next(iter(stills), ())
+             if len({repr(still[name]) for still in stills}) > 1]
     return [", ".join(f"{name.replace('_', ' ')} {still[name]}" for name in names or still)
             for still in stills]
 
