@@ -142,6 +142,9 @@ def geometry(x, net):
     for _ in range(net.hidden_layers - 1):
         product, _ = net.dual(stds[-1], stds[-1], torch.zeros_like(stds[-1]))
         stds.append((net.weight * product + net.bias).sqrt())
+        if torch.equal(stds[-1], stds[-2]):  # at a fixed point, and so in all other layers
+            stds += stds[-1:] * (net.hidden_layers - len(stds))
+            break
     return Geometry(F.normalize(vectors, eps=1e-300), stds)
 
 

@@ -1,6 +1,13 @@
-"""A learner's small changes, one at a time: claims may end, but Run All reaches the last cell."""
+"""A learner's small changes, one at a time: claims may end, but Run All reaches the last cell.
 
+A notebook's cells run once, up to the last that a learner changes. Before each of these the process
+splits (`os.fork`): a copy makes the change and runs all cells that are left, and ends.
+"""
+
+import os
+import signal
 import sys
+import traceback
 
 import matplotlib
 import pytest
@@ -8,6 +15,7 @@ import torch
 from course import PATHS, ROOT, code, read
 from IPython.core.interactiveshell import InteractiveShell
 from ipywidgets import Widget
+from processes import HANG
 
 pytestmark = pytest.mark.slow
 
@@ -123,17 +131,55 @@ EDITS = {
         ("student = MLP(2, 100,", 'student = MLP(2, 100, activation="tanh",'),
     ],
 }
-CASES = [(path, old, new) for path in PATHS for old, new in EDITS.get(path.name[:2], [])]
 
 
-@pytest.mark.parametrize("path, old, new", CASES,
-                         ids=[f"{path.stem}-{new}" for path, _, new in CASES])
-def test_a_small_change_stops_no_cell(path, old, new, shell):
-    notebook = read(path)
-    [cell] = [cell for cell in code(notebook) if old in cell.source]
-    cell.source = cell.source.replace(old, new, 1)
-    for cell in code(notebook):
-        shell.run_cell(cell.source).raise_error()
+@pytest.mark.parametrize("name", EDITS)
+def test_small_changes_stop_no_cell(name, shell):
+    [path] = [path for path in PATHS if path.name.startswith(name)]
+    sources, stopped = [cell.source for cell in code(read(path))], []
+    changes = sorted((place_of(old, sources), old, new) for old, new in EDITS[name])
+    done = 0
+    for place, old, new in changes:
+        run(shell, sources[done:place])
+        done = place
+        changed = sources[place].replace(old, new, 1)
+        error = error_in_a_copy(run, shell, [changed, *sources[place + 1:]])
+        if error:
+            stopped.append(f"{old!r} → {new!r}:\n{error}")
+    assert not stopped, "\n".join(stopped)
+
+
+def place_of(old, sources):
+    [place] = [i for i, source in enumerate(sources) if old in source]
+    return place
+
+
+def run(shell, sources):
+    for source in sources:
+        shell.run_cell(source).raise_error()
+
+
+def error_in_a_copy(work, *arguments):
+    "What `work(*arguments)` raises in a copy of this process, as text; empty if it ends well."
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(HANG)  # the process ends
+        error = "ended without a word"
+        try:
+            work(*arguments)
+            error = ""
+        except BaseException:
+            error = traceback.format_exc()
+        finally:
+            with os.fdopen(write_end, "w") as pipe:
+                pipe.write(error)
+            os._exit(0)  # without what pytest would do at its end
+    os.close(write_end)
+    with os.fdopen(read_end) as pipe:
+        error = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return error or (f"the process ended with {status}" if status else "")
 
 
 @pytest.fixture
@@ -142,12 +188,14 @@ def shell(monkeypatch):
     a kernel's start and a new import of PyTorch, which take longer than the cells."""
     monkeypatch.chdir(ROOT / "notebooks")
     monkeypatch.setattr(sys, "path", [*sys.path])
-    threads, shell = torch.get_num_threads(), InteractiveShell.instance()
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    shell = InteractiveShell.instance()
     try:
         with matplotlib.rc_context():
             yield shell
     finally:
         torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
         Widget.close_all()  # the registry of widgets would keep all that explorers draw with,
         shell.user_ns.clear()  # and IPython's list of what to do at exit each shell
         InteractiveShell.clear_instance()

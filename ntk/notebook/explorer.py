@@ -143,14 +143,18 @@ class Explorer(widgets.VBox):
 
     def _drawn(self, values):
         "What `draw` returns, its words, and the HTML of a figure."
+        drawn, alt = self._in_words(values)
+        return drawn, alt, None if isinstance(drawn, KernelView) else live(drawn, alt)
+
+    def _in_words(self, values):
+        "The same without the HTML, which takes most of the time."
         drawn = self._draw(**values)
         if isinstance(drawn, KernelView):
-            return drawn, self._alt.format(**{"title": drawn.title, **values}), None
+            return drawn, self._alt.format(**{"title": drawn.title, **values})
         figure = figure_of(drawn)
         plt.close(figure)  # or the inline backend shows it a second time
         title = title_of(figure.axes[0]) if figure.axes else ""
-        alt = self._alt.format(**{"title": title, **values})
-        return figure, alt, live(figure, alt)
+        return figure, self._alt.format(**{"title": title, **values})
 
     def _show(self, drawn, alt, picture):
         self.message.value = ""
@@ -204,7 +208,7 @@ class Explorer(widgets.VBox):
         drawn = []
         for caption, values in self.stills.items():
             with suppress(Exception):  # a still that cannot be drawn is left out
-                figure, alt, _ = self._drawn(values)
+                figure, alt = self._in_words(values)
                 drawn.append((picture_of(figure), caption, alt))
         if not drawn:
             return stored(self, repr(self), picture_of(self._shown), self.alt)

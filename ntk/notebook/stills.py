@@ -53,5 +53,5 @@ def strip(pngs, words):
         pen.text((left + 4, top + 6), caption, fill="black", font=font)
         whole.paste(picture, (left, top + LINE))
     png = io.BytesIO()
-    whole.save(png, "png", optimize=True)
+    whole.save(png, "png")
     return png.getvalue()
