@@ -255,8 +255,8 @@ def right_with(net, x, y, x_test, y_test):
         ("rate =", "rate = 0.0001", r"False is not it"),
     ],
     "13": [
-        ("part =", "part = 0.25", r"0.25 is too small"),
-        ("part =", "part = 1", r"1 is too large"),
+        ("part =", "part = 0.25", r"too small by a factor 2"),
+        ("part =", "part = 1", r"too large by a factor 2"),
         ("def way", """
 def way(ntk, y):
     return y @ torch.linalg.solve(ntk, y)
