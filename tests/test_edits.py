@@ -130,6 +130,10 @@ EDITS = {
         ("torch.manual_seed(0)\nstudent =", "torch.manual_seed(5)\nstudent ="),
         ("student = MLP(2, 100,", 'student = MLP(2, 100, activation="tanh",'),
     ],
+    "13": [
+        ("(digits.target % 2 * 2.0 - 1)", "((digits.target > 4) * 2.0 - 1)"),
+        ("small = MLP(8, 10,", "small = MLP(8, 4,"),
+    ],
 }
 
 

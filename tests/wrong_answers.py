@@ -254,6 +254,20 @@ def right_with(net, x, y, x_test, y_test):
         ("rate =", "rate = 1", r"False is not it"),
         ("rate =", "rate = 0.0001", r"False is not it"),
     ],
+    "13": [
+        ("part =", "part = 0.25", r"too small by a factor 2"),
+        ("part =", "part = 1", r"too large by a factor 2"),
+        ("def way", """
+def way(ntk, y):
+    return y @ torch.linalg.solve(ntk, y)
+""", r".*Tried: way"),
+        ("def way", """
+def way(ntk, y):
+    return (ntk @ y).norm()
+""", r".*Tried: way"),
+        ("ridge_to_choose =", "ridge_to_choose = 0", r"0 is not it"),
+        ("ridge_to_choose =", "ridge_to_choose = 100", r"100 is not it"),
+    ],
     "15": [
         ("def training_spread", """
 def training_spread(t):
