@@ -126,7 +126,7 @@ EDITS = {
         ('{"activation": "erf", "weight_std": 2.0', '{"activation": "relu", "weight_std": 1.5'),
         ("[1, -0.5], [2.5, 1]]", "[1, -0.5], [1.2, 3], [2.5, 1]]"),
         ("nets = hundred_nets(512)\nuntrained", "nets = hundred_nets(8)\nuntrained"),
-        ("τ = 0.5", "τ = 2.0"),
+        ("τ = 0.5\ntorch", "τ = 2.0\ntorch"),
     ],
 }
 CASES = [(path, old, new) for path in PATHS for old, new in EDITS.get(path.name[:2], [])]
