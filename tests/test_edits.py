@@ -134,6 +134,12 @@ EDITS = {
         ("(digits.target % 2 * 2.0 - 1)", "((digits.target > 4) * 2.0 - 1)"),
         ("small = MLP(8, 10,", "small = MLP(8, 4,"),
     ],
+    "15": [
+        ('{"activation": "erf", "weight_std": 2.0', '{"activation": "relu", "weight_std": 1.5'),
+        ("[1, -0.5], [2.5, 1]]", "[1, -0.5], [1.2, 3], [2.5, 1]]"),
+        ("nets = hundred_nets(512)\nuntrained", "nets = hundred_nets(8)\nuntrained"),
+        ("τ = 0.5\ntorch", "τ = 2.0\ntorch"),
+    ],
 }
 
 
