@@ -122,6 +122,10 @@ EDITS = {
         ("torch.manual_seed(0)\nstudent =", "torch.manual_seed(5)\nstudent ="),
         ("student = MLP(2, 100,", 'student = MLP(2, 100, activation="tanh",'),
     ],
+    "14": [
+        ("def net_of(width=256, seed=0,", "def net_of(width=8, seed=5,"),
+        ("y = (labels == 3)", "y = (labels > 4)"),
+    ],
 }
 CASES = [(path, old, new) for path in PATHS for old, new in EDITS.get(path.name[:2], [])]
 

@@ -254,6 +254,24 @@ def right_with(net, x, y, x_test, y_test):
         ("rate =", "rate = 1", r"False is not it"),
         ("rate =", "rate = 0.0001", r"False is not it"),
     ],
+    "14": [
+        ("def largest", """
+def largest(ntk, beta):
+    return 2 / (1 - beta) / spectrum(ntk).eigenvalues[0].item()
+""", r".*Tried: largest"),
+        ("def largest", """
+def largest(ntk, beta):
+    return 2 / spectrum(ntk).eigenvalues[0].item()
+""", r".*Tried: largest"),
+        ("def forgotten", """
+def forgotten(ntk, r, A, B):
+    return ntk[A][:, B] @ torch.linalg.solve(ntk[B][:, B], r)
+""", r"the sign is wrong"),
+        ("def forgotten", """
+def forgotten(ntk, r, A, B):
+    return -ntk[A][:, B] @ r
+""", r"2 of 2 entries differ, first \[0\].*Tried: forgotten"),
+    ],
     "15": [
         ("def training_spread", """
 def training_spread(t):
