@@ -140,6 +140,10 @@ EDITS = {
         ("nets = hundred_nets(512)\nuntrained", "nets = hundred_nets(8)\nuntrained"),
         ("τ = 0.5\ntorch", "τ = 2.0\ntorch"),
     ],
+    "14": [
+        ("def net_of(width=256, seed=0,", "def net_of(width=8, seed=5,"),
+        ("y = (labels == 3)", "y = (labels > 4)"),
+    ],
 }
 
 

@@ -268,6 +268,24 @@ def way(ntk, y):
         ("ridge_to_choose =", "ridge_to_choose = 0", r"0 is not it"),
         ("ridge_to_choose =", "ridge_to_choose = 100", r"100 is not it"),
     ],
+    "14": [
+        ("def largest", """
+def largest(ntk, beta):
+    return 2 / (1 - beta) / spectrum(ntk).eigenvalues[0].item()
+""", r".*Tried: largest"),
+        ("def largest", """
+def largest(ntk, beta):
+    return 2 / spectrum(ntk).eigenvalues[0].item()
+""", r".*Tried: largest"),
+        ("def forgotten", """
+def forgotten(ntk, r, A, B):
+    return ntk[A][:, B] @ torch.linalg.solve(ntk[B][:, B], r)
+""", r"the sign is wrong"),
+        ("def forgotten", """
+def forgotten(ntk, r, A, B):
+    return -ntk[A][:, B] @ r
+""", r"2 of 2 entries differ, first \[0\].*Tried: forgotten"),
+    ],
     "15": [
         ("def training_spread", """
 def training_spread(t):
