@@ -122,6 +122,10 @@ EDITS = {
         ("torch.manual_seed(0)\nstudent =", "torch.manual_seed(5)\nstudent ="),
         ("student = MLP(2, 100,", 'student = MLP(2, 100, activation="tanh",'),
     ],
+    "16": [
+        ("model = MLP(64, 32, 3, hidden_layers=2)", 'model = MLP(64, 8, 1, activation="tanh")'),
+        ("nn.PReLU(), nn.Linear(16, 10)", "nn.PReLU(), nn.Linear(16, 9)"),
+    ],
 }
 CASES = [(path, old, new) for path in PATHS for old, new in EDITS.get(path.name[:2], [])]
 
