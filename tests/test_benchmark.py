@@ -9,6 +9,7 @@ import pytest
 import torch
 from benchmark_ntk import COLUMNS, Case, mlp
 from benchmark_peers import NOT_SERVED
+from course import ROOT, prose, read
 from torch import nn
 
 from ntk import compute_ntk
@@ -65,3 +66,15 @@ def test_the_table_tells_of_another_quantity():
 def test_rows_are_chosen_by_their_names():
     with pytest.raises(SystemExit, match="LeNet"):
         benchmark_ntk.main(["no such model"])
+
+
+def rows_below(head, text):
+    "The table that begins with this line, as a list of lines."
+    return text[text.index(head):].partition("\n\n")[0].splitlines()
+
+
+def test_notebook_16_has_the_table_of_readme():
+    head = f"| N, model | {COLUMNS[0]} |"
+    readme = rows_below(head, (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert rows_below(head, prose(read(ROOT / "notebooks" / "16_fast_ntk.ipynb"))) == readme
+    assert len(readme) > 10 and all(line.count("|") == len(COLUMNS) + 2 for line in readme)

@@ -144,6 +144,10 @@ EDITS = {
         ("def net_of(width=256, seed=0,", "def net_of(width=8, seed=5,"),
         ("y = (labels == 3)", "y = (labels > 4)"),
     ],
+    "16": [
+        ("model = MLP(64, 32, 3, hidden_layers=2)", 'model = MLP(64, 8, 1, activation="tanh")'),
+        ("nn.PReLU(), nn.Linear(16, 10)", "nn.PReLU(), nn.Linear(16, 9)"),
+    ],
 }
 
 

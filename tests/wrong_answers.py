@@ -311,7 +311,7 @@ def delta(net, x, θ_star):
         ("def share(", """
 def share(H, D):
     return (D @ D.T) * (H @ H.T)
-""", r"A bias left out, or added\?"),
+""", r"4 of 4 entries differ, first \[0, 0\]"),
         ("def share(", """
 def share(H, D):
     return D @ D.T + H @ H.T + 1
@@ -325,6 +325,21 @@ def share_of_two_uses(H1, D1, H2, D2):
     D, H = D1 + D2, H1 + H2
     return (D @ D.T) * (H @ H.T + 1)
 """, r"36 of 36 entries differ, first \[0, 0\]"),
+        ("def caught", """
+def caught(net, x, J):
+    said, wanted = J.sum(dim=(0, 1)), gradient(net(x).sum(), net)
+    return bool((said - wanted).norm() > 1e-6 * wanted.norm())
+""", r"False is not it"),
+        ("def caught", """
+def caught(net, x, J):
+    kernel = torch.einsum("iap,jbp->iajb", J, J).flatten(2).flatten(0, 1)
+    return not torch.allclose(kernel, kernel.T)
+""", r"False is not it"),
+        ("def caught", """
+def caught(net, x, J):
+    R = torch.randn(J.shape[:2]).to(J)
+    return bool(torch.any(torch.einsum("io,iop->p", R, J) != gradient((R * net(x)).sum(), net)))
+""", r"True is not it"),
     ],
     "17": [
         ("def left_out", """
