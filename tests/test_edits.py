@@ -122,6 +122,12 @@ EDITS = {
         ("torch.manual_seed(0)\nstudent =", "torch.manual_seed(5)\nstudent ="),
         ("student = MLP(2, 100,", 'student = MLP(2, 100, activation="tanh",'),
     ],
+    "18": [
+        ("SIGMAS = [1, 2, 4, 8, 16]", "SIGMAS = [3, 32]"),
+        ('activation="tanh"', 'activation="relu"'),
+        ("net = MLP(x.shape[1], 256,", "net = MLP(x.shape[1], 16,"),
+        ("def fresh(seed=0):", "def fresh(seed=3):"),
+    ],
 }
 CASES = [(path, old, new) for path in PATHS for old, new in EDITS.get(path.name[:2], [])]
 
