@@ -148,6 +148,12 @@ EDITS = {
         ("model = MLP(64, 32, 3, hidden_layers=2)", 'model = MLP(64, 8, 1, activation="tanh")'),
         ("nn.PReLU(), nn.Linear(16, 10)", "nn.PReLU(), nn.Linear(16, 9)"),
     ],
+    "18": [
+        ("SIGMAS = [1, 2, 4, 8, 16]", "SIGMAS = [3, 32]"),
+        ('activation="tanh"', 'activation="relu"'),
+        ("net = MLP(x.shape[1], 256,", "net = MLP(x.shape[1], 16,"),
+        ("def fresh(seed=0):", "def fresh(seed=3):"),
+    ],
 }
 
 

@@ -32,7 +32,7 @@ from wrong_answers import WRONG
 from ntk.notebook.questions import ask, stored_questions
 
 COURSE = [
-    "00_start_here", "01_model", "02_gradients", "03_ntk", "04_heatmap", "05_parametrization", "06_infinite_width", "07_depth", "08_deep_and_narrow", "09_training", "10_spectral_bias", "11_lazy", "12_feature_learning", "13_generalisation", "14_optimisers", "15_ensembles", "16_fast_ntk", "17_real_data",
+    "00_start_here", "01_model", "02_gradients", "03_ntk", "04_heatmap", "05_parametrization", "06_infinite_width", "07_depth", "08_deep_and_narrow", "09_training", "10_spectral_bias", "11_lazy", "12_feature_learning", "13_generalisation", "14_optimisers", "15_ensembles", "16_fast_ntk", "17_real_data", "18_coordinates",
 ]
 WITH_CLAIMS = [path for path in PATHS if path.name[:2] <= "12"]  # the others still have asserts
 IN_FULL = []  # notebooks whose questions and expectations still stand in visible cells

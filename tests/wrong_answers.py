@@ -352,4 +352,26 @@ def left_out(M, y):
     return y - np.linalg.solve(M, y)
 """, r"400 of 400 entries differ, first \[0, 0\]"),
     ],
+    "18": [
+        ("def mean_cosine", """
+def mean_cosine(distance, σ):
+    return math.exp(-(σ * distance) ** 2 / 2)
+""", r"too large by a factor 1\.21.*Tried: mean_cosine\(0\.1, 1\.0\)"),
+        ("def mean_cosine", """
+def mean_cosine(distance, σ):
+    return math.cos(2 * math.pi * σ * distance)
+""", r"Tried: mean_cosine\(0\.1, 1\.0\)"),
+        ("def balance", """
+def balance(Θ, starts):
+    own = Θ.diagonal()
+    parts = zip(starts, [*starts[1:], len(own)])
+    return torch.stack([own[a:b].sum() / own.sum() for a, b in parts])
+""", r"Tried: balance\("),
+        ("def balance", """
+def balance(Θ, starts):
+    own = Θ.diagonal()
+    parts = zip(starts, [*starts[1:], len(own)])
+    return torch.stack([own.mean() / own[a:b].mean() for a, b in parts])
+""", r"Tried: balance\("),
+    ],
 }
