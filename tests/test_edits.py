@@ -122,6 +122,10 @@ EDITS = {
         ("torch.manual_seed(0)\nstudent =", "torch.manual_seed(5)\nstudent ="),
         ("student = MLP(2, 100,", 'student = MLP(2, 100, activation="tanh",'),
     ],
+    "17": [
+        ("default_rng(0).permutation(1797)", "default_rng(7).permutation(1797)"),
+        ("net = MLP(64, 128, 10, hidden_layers=2)", 'net = MLP(64, 16, 10, activation="tanh")'),
+    ],
 }
 CASES = [(path, old, new) for path in PATHS for old, new in EDITS.get(path.name[:2], [])]
 
