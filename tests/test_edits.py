@@ -154,6 +154,10 @@ EDITS = {
         ("net = MLP(x.shape[1], 256,", "net = MLP(x.shape[1], 16,"),
         ("def fresh(seed=0):", "def fresh(seed=3):"),
     ],
+    "17": [
+        ("default_rng(0).permutation(1797)", "default_rng(7).permutation(1797)"),
+        ("net = MLP(64, 128, 10, hidden_layers=2)", 'net = MLP(64, 16, 10, activation="tanh")'),
+    ],
 }
 
 

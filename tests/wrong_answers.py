@@ -342,15 +342,16 @@ def caught(net, x, J):
 """, r"True is not it"),
     ],
     "17": [
-        ("def left_out", """
-def left_out(M, y):
+        ("def taken", """
+def taken(kernel, M, y, group):
     inverse = np.linalg.inv(M)
-    return (inverse @ y) / inverse.diagonal()[:, None]
-""", r"400 of 400 entries differ, first \[0, 0\]"),
-        ("def left_out", """
-def left_out(M, y):
-    return y - np.linalg.solve(M, y)
-""", r"400 of 400 entries differ, first \[0, 0\]"),
+    surprises = (inverse @ y)[group] / inverse.diagonal()[group, None]
+    return (kernel @ inverse)[:, group] @ surprises
+""", r"\d+ of 300 entries differ"),
+        ("def taken", """
+def taken(kernel, M, y, group):
+    return kernel[:, group] @ np.linalg.solve(M, y)[group]
+""", r"300 of 300 entries differ, first \[0, 0\]"),
     ],
     "18": [
         ("def mean_cosine", """
