@@ -134,29 +134,29 @@ EDITS = {
         ("(digits.target % 2 * 2.0 - 1)", "((digits.target > 4) * 2.0 - 1)"),
         ("small = MLP(8, 10,", "small = MLP(8, 4,"),
     ],
+    "14": [
+        ("def net_of(width=256, seed=0,", "def net_of(width=8, seed=5,"),
+        ("y = (labels == 3)", "y = (labels > 4)"),
+    ],
     "15": [
         ('{"activation": "erf", "weight_std": 2.0', '{"activation": "relu", "weight_std": 1.5'),
         ("[1, -0.5], [2.5, 1]]", "[1, -0.5], [1.2, 3], [2.5, 1]]"),
         ("nets = hundred_nets(512)\nuntrained", "nets = hundred_nets(8)\nuntrained"),
         ("τ = 0.5\ntorch", "τ = 2.0\ntorch"),
     ],
-    "14": [
-        ("def net_of(width=256, seed=0,", "def net_of(width=8, seed=5,"),
-        ("y = (labels == 3)", "y = (labels > 4)"),
-    ],
     "16": [
         ("model = MLP(64, 32, 3, hidden_layers=2)", 'model = MLP(64, 8, 1, activation="tanh")'),
         ("nn.PReLU(), nn.Linear(16, 10)", "nn.PReLU(), nn.Linear(16, 9)"),
+    ],
+    "17": [
+        ("default_rng(0).permutation(1797)", "default_rng(7).permutation(1797)"),
+        ("net = MLP(64, 128, 10, hidden_layers=2)", 'net = MLP(64, 16, 10, activation="tanh")'),
     ],
     "18": [
         ("SIGMAS = [1, 2, 4, 8, 16]", "SIGMAS = [3, 32]"),
         ('activation="tanh"', 'activation="relu"'),
         ("net = MLP(x.shape[1], 256,", "net = MLP(x.shape[1], 16,"),
         ("def fresh(seed=0):", "def fresh(seed=3):"),
-    ],
-    "17": [
-        ("default_rng(0).permutation(1797)", "default_rng(7).permutation(1797)"),
-        ("net = MLP(64, 128, 10, hidden_layers=2)", 'net = MLP(64, 16, 10, activation="tanh")'),
     ],
 }
 

@@ -32,10 +32,11 @@ from wrong_answers import WRONG
 from ntk.notebook.questions import ask, stored_questions
 
 COURSE = [
-    "00_start_here", "01_model", "02_gradients", "03_ntk", "04_heatmap", "05_parametrization", "06_infinite_width", "07_depth", "08_deep_and_narrow", "09_training", "10_spectral_bias", "11_lazy", "12_feature_learning", "13_generalisation", "14_optimisers", "15_ensembles", "16_fast_ntk", "17_real_data", "18_coordinates",
+    "00_start_here", "01_model", "02_gradients", "03_ntk", "04_heatmap", "05_parametrization",
+    "06_infinite_width", "07_depth", "08_deep_and_narrow", "09_training", "10_spectral_bias",
+    "11_lazy", "12_feature_learning", "13_generalisation", "14_optimisers", "15_ensembles",
+    "16_fast_ntk", "17_real_data", "18_coordinates",
 ]
-WITH_CLAIMS = [path for path in PATHS if path.name[:2] <= "12"]  # the others still have asserts
-IN_FULL = []  # notebooks whose questions and expectations still stand in visible cells
 MACHINE_PATHS = [str(ROOT), str(Path.home()), tempfile.gettempdir(), "site-packages", "/home/",
                  "/Users/"]
 
@@ -136,20 +137,19 @@ def test_shape(notebook, path):
     assert sum(source.startswith("ask(") for source in sources) >= 2 and sources[-1] == "score()"
 
 
-def test_rhythm(notebook, path):
+def test_rhythm(notebook):
     """Small cells, and few words. What is folded is looked up, not read, and so are references; a
-    formula is a word. Part IV and V still have longer texts and cells."""
-    new = path.name[:2] <= "12"
+    formula is a word."""
     cells = [cell for cell in notebook.cells if not is_folded(cell)]
-    assert 25 <= len(cells) <= (45 if new else 58)
+    assert 25 <= len(cells) <= 45
     lengths = sorted(len([line for line in cell.source.splitlines() if line.strip()])
                      for cell in cells if cell.cell_type == "code")
     assert lengths[len(lengths) // 2] <= 6
-    assert lengths[-1] <= 12 if new else lengths[int(0.9 * (len(lengths) - 1))] <= 15
+    assert lengths[-1] <= 12
     unfolded = re.sub(r"<details>.*?</details>", "", prose(notebook), flags=re.S)
     text, references = unfolded.split("**Reference")
     words = re.sub(r"\$\$.*?\$\$|\$[^$\n]+\$", "formula", text, flags=re.S).split()
-    assert 600 <= len(words) <= (1500 if new else 2000) and references
+    assert 600 <= len(words) <= 1500 and references
 
 
 def test_headings_nest(notebook):
@@ -236,7 +236,6 @@ def is_call(node, name):
     return isinstance(node, ast.Call) and getattr(node.func, "id", None) == name
 
 
-@pytest.mark.parametrize("path", WITH_CLAIMS, ids=lambda path: path.name, indirect=True)
 def test_claims_are_sentences_that_hold_in_cells_of_their_own(notebook):
     "Nothing in these notebooks raises because a learner's change has ended a claim."
     for cell in code(notebook):
@@ -266,9 +265,9 @@ def test_no_cell_tells_the_answer(notebook, path):
     "Of a question, nor of an exercise: what is expected stands in a folded cell."
     for cell in code(notebook):
         for node in ast.walk(ast.parse(plain(cell.source))):
-            if is_call(node, "ask") and path.name[:2] not in IN_FULL:
+            if is_call(node, "ask"):
                 assert len(node.args) == 1 and not node.keywords, cell.source
-            if is_call(node, "check") and path.name[:2] not in IN_FULL:
+            if is_call(node, "check"):
                 expected = ast.unparse(node.args[1])
                 assert re.fullmatch(r"expected_\d|True", expected), cell.source
 
