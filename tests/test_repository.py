@@ -5,14 +5,15 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 import yaml
 from course import PATHS, ROOT, code, read
 from processes import HANG, python, run
+from renew_lock import LOCK, REQUIREMENTS, canonical, locked, pins
 
-REQUIREMENTS = ["requirements.txt", "tests/requirements.txt", "binder/requirements.txt"]
 PYTHON_FIRST = f"{Path(sys.executable).parent}:/usr/bin:/bin"  # a PATH: `python` is this one
 
 
@@ -34,14 +35,39 @@ def requirements(path):
 def test_every_requirement_is_pinned_exactly(path):
     for line in requirements(path):
         pinned = re.fullmatch(r"[A-Za-z0-9_.-]+==\d+(\.\d+)*", line)
-        assert pinned or line.startswith("--extra-index-url "), line
+        assert pinned or line.startswith(("--extra-index-url ", "-c ")), line
 
 
 def test_binder_installs_what_a_learner_installs_with_the_smaller_torch():
-    index, *pins = requirements("binder/requirements.txt")
+    index, lock, *rest = requirements("binder/requirements.txt")
     assert index == "--extra-index-url https://download.pytorch.org/whl/cpu"
-    assert pins == requirements("requirements.txt")
-    assert "torch==2.13.0" in pins
+    assert rest == requirements("requirements.txt")[1:]
+    assert "torch==2.13.0" in rest
+
+
+@pytest.mark.parametrize("path", REQUIREMENTS)
+def test_all_install_with_the_lock(path):
+    [where] = [line[3:] for line in requirements(path) if line.startswith("-c ")]
+    assert ((ROOT / path).parent / where).samefile(LOCK)
+
+
+def test_pins_and_lock_are_what_is_installed():
+    found = {canonical(one.metadata["Name"]): one.version.partition("+")[0]
+             for one in distributions()}
+    asked = {**pins(), **locked()}
+    assert not {*pins()} & {*locked()}
+    assert {name: found.get(name) for name in asked} == asked
+    if os.environ.get("CI") == "true":  # elsewhere an environment may hold more
+        assert not {*found} - {*asked} - {"pip", "ntk-course"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["3.12", "3.13"])
+def test_pins_and_lock_go_together_for_other_versions_of_python(version, tmp_path):
+    "README promises them. pip resolves for them, as far as wheels go, without such a Python."
+    python("-m", "pip", "install", "--dry-run", "--ignore-installed", "--target", str(tmp_path),
+           "--only-binary", ":all:", "--python-version", version, "-r", "requirements.txt",
+           cwd=ROOT)
 
 
 # Colab
@@ -95,8 +121,8 @@ def test_repo2docker_takes_the_binder_folder():
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     assert f"Building conda environment for python={version}" in dockerfile
     assert re.findall(r"pip install .*-r (\S+)", dockerfile) == ['"binder/requirements.txt"']
-    copied_first = re.findall(r"^COPY .* src/(\S+) ", dockerfile, re.M)  # then the whole of src
-    assert copied_first == ["binder/requirements.txt"]
+    whole = re.search(r"^COPY .* src/ ", dockerfile, re.M).start()  # with the lock in it
+    assert whole < dockerfile.index('install --no-cache-dir -r "binder/requirements.txt"')
     assert "RUN ./binder/postBuild" in dockerfile
     assert "/binder/start" in re.search("R2D_ENTRYPOINT=.*", dockerfile)[0]
 
@@ -200,7 +226,32 @@ def test_ci_runs_the_test_command_of_readme(tmp_path, readme, status, says):
 
 def test_the_workflow_on_github_runs_ci_and_nothing_else():
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    assert {*workflow[True]} == {"push", "pull_request", "schedule"}  # YAML's word for on
     [job] = workflow["jobs"].values()
     assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
     assert [step["uses"].split("@")[0] for step in job["steps"] if "uses" in step] == \
         ["actions/checkout"]
+
+
+# For teachers
+
+
+@pytest.mark.slow
+def test_the_series_without_solutions(tmp_path):
+    python("tests/without_solutions.py", str(tmp_path / "class"), cwd=ROOT)
+    for path in PATHS:
+        before = [cell.source for cell in read(path).cells]
+        after = [cell.source for cell in read(tmp_path / "class/notebooks" / path.name).cells]
+        given_away = [source for source in before if "<summary>Solution" in source]
+        assert given_away and not any("Solution" in source for source in after)
+        left_out = "".join(re.findall(r"<details><summary>Solution.*?</details>",
+                                      "".join(given_away), re.S))
+        lost = sum(map(len, before)) - sum(map(len, after)) - len(left_out)
+        assert 0 <= lost < 4 * len(given_away), "more than solutions and blank lines is gone"
+    assert (tmp_path / "class/ntk/notebook/questions.toml").exists()
+
+
+def test_how_to_cite_is_readable():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors", "license", "version"} <= {*citation}
+    assert f'version = "{citation["version"]}"' in (ROOT / "pyproject.toml").read_text()

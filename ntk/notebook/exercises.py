@@ -14,12 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ntk.notebook.questions import answered
+from ntk.notebook import progress
 
 RIGHT = "✓ Right."
 NOT_ATTEMPTED = "… Not attempted yet: put your answer in place of the … and run the cell again."
-
-passed = {}  # the line that calls check → whether its last answer was right
 
 
 def check(answer, expected):
@@ -34,14 +32,21 @@ def check(answer, expected):
     verdict = verdict_on(answer, expected)
     caller = inspect.getframeinfo(inspect.currentframe().f_back)
     line = "".join(caller.code_context or [repr(expected)]).strip()  # stays if a cell is run again
-    passed[line] = verdict == RIGHT
+    progress.note("exercises", line, verdict == RIGHT, attempted=verdict != NOT_ATTEMPTED)
     print(verdict)
 
 
 def score():
-    "Print how many exercises were passed and questions answered right, of those in this kernel."
-    print(f"Since the last restart: {sum(passed.values())} of {len(passed)} exercises passed, "
-          f"{sum(answered.values())} of {len(answered)} questions answered right.")
+    """Print how many exercises of this notebook were passed and questions answered right.
+
+    The first notebook lists all others, too. A small file beside the notebooks remembers, also
+    after a restart: see `ntk.notebook.progress`.
+    """
+    name = progress.notebook_name()
+    since = "So far" if name else "Since the last restart"
+    print(f"{since}: {progress.count(progress.of_this_notebook())}.")
+    if name.startswith("00"):
+        print(*progress.through_the_series(), sep="\n")
 
 
 # The verdict on an answer

@@ -12,6 +12,7 @@ from IPython import get_ipython
 from IPython.display import display
 
 from ntk.checks import require
+from ntk.notebook.progress import note
 
 LIVE_VIEW = "application/vnd.jupyter.widget-view+json"
 STYLE = """<style>
@@ -31,7 +32,6 @@ STYLE = """<style>
 .ntk-question .jupyter-widgets-disconnected::before {content: none}
 </style>"""
 
-answered = {}  # a question → whether the last guess was right
 pending = []  # questions with a guess and without a verdict
 
 
@@ -73,7 +73,7 @@ class Question(widgets.VBox):
     def __init__(self, question, options, right):
         self.question, self.options, self.right = question, options, right
         self.guess, self.is_told = None, False
-        answered.setdefault(question, False)
+        note("questions", question, False, attempted=False)
         free = {"width": "auto", "height": "auto"}
         self.buttons = [widgets.Button(description=option, layout=free) for option in options]
         self.tell_me = widgets.Button(description="Tell me", layout={"visibility": "hidden"})
@@ -89,7 +89,7 @@ class Question(widgets.VBox):
     def take(self, button):
         "Keep the option on a button as the guess; once it was told, go on to say what is right."
         self.guess = button.description
-        answered[self.question] = self.guess == self.right
+        note("questions", self.question, self.guess == self.right)
         for other in self.buttons:
             other.icon = "arrow-right" if other is button else ""
         if self.is_told:

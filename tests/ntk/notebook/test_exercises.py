@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from ntk.notebook import exercises
+from ntk.notebook import progress
 from ntk.notebook.exercises import check, score
 
 grid = torch.arange(6.0).reshape(2, 3)
@@ -22,8 +22,7 @@ grid = torch.arange(6.0).reshape(2, 3)
 
 @pytest.fixture(autouse=True)
 def fresh_score(monkeypatch):
-    monkeypatch.setattr(exercises, "passed", {})
-    monkeypatch.setattr(exercises, "answered", {})
+    monkeypatch.setattr(progress, "kept", {})
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import sys
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from ntk.notebook import exercises, questions
+from ntk.notebook import progress, questions
 from ntk.notebook.exercises import score
 from ntk.notebook.questions import ask
 
@@ -17,10 +17,7 @@ MARKS = re.compile(r'<span class="ntk-mark">(.)</span>')
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    answered = {}
-    monkeypatch.setattr(exercises, "passed", {})
-    monkeypatch.setattr(exercises, "answered", answered)
-    monkeypatch.setattr(questions, "answered", answered)
+    monkeypatch.setattr(progress, "kept", {})
     monkeypatch.setattr(questions, "pending", [])
 
 
