@@ -6,6 +6,7 @@ element stays in the page and is given another picture, also while a slider is d
 
 import asyncio
 import html
+import threading
 from contextlib import suppress
 
 import ipywidgets as widgets
@@ -27,6 +28,7 @@ from ntk.notebook.stills import captions, picture_of, stored, strip
 from ntk.notebook.views import KernelView
 
 REST = 0.5  # seconds without a move, after which the picture is drawn with twice the pixels
+DRAWING = threading.RLock()  # JupyterLab may give widgets threads, and Matplotlib wants one at a time
 STYLE = """<style>
 /* one may type beside a slider over a list, but ipywidgets takes no notice */
 .ntk-list .widget-readout {pointer-events: none; -webkit-user-modify: read-only}
@@ -94,7 +96,7 @@ class Explorer(widgets.VBox):
         self._draw, self._alt, self._film = draw, alt, {}
         self.stills = self._captioned(stills)
         self.message, self.picture = widgets.HTML(), widgets.HTML()
-        self.alt, self._shown, self._timer = "", None, None
+        self.alt, self._shown, self._timer, self._moves = "", None, None, 0
         rows = dict(self.controls)
         if play is not None:
             rows[play] = self._played(play)
@@ -119,16 +121,18 @@ class Explorer(widgets.VBox):
         return dict(zip(captions(stills), stills))
 
     def _update(self, change=None):
-        others = plt.get_fignums()
-        try:
-            frame = self._film.get(repr(self.values))
-            self._show(*frame or self._drawn(self.values))
-            if frame is None:  # else the figure shows the film's last one
-                self._sharpen_later()
-        except Exception as error:
-            for number in {*plt.get_fignums()} - {*others}:
-                plt.close(number)
-            self._show_message(error)
+        with DRAWING:
+            self._moves += 1
+            others = plt.get_fignums()
+            try:
+                frame = self._film.get(repr(self.values))
+                self._show(*frame or self._drawn(self.values))
+                if frame is None:  # else the figure shows the film's last one
+                    self._sharpen_later()
+            except Exception as error:
+                for number in {*plt.get_fignums()} - {*others}:
+                    plt.close(number)
+                self._show_message(error)
 
     def _sharpen_later(self):
         "Once nothing has moved for a while. A view and heatmaps are sharp already."
@@ -136,10 +140,14 @@ class Explorer(widgets.VBox):
             self._timer.cancel()
         if isinstance(self._shown, plt.Figure) and not heatmaps_in(self._shown):
             with suppress(RuntimeError):  # no loop, and so nobody who looks
-                self._timer = asyncio.get_running_loop().call_later(REST, self._sharpen)
+                loop = asyncio.get_running_loop()
+                self._timer = loop.call_later(REST, self._sharpen, self._moves)
 
-    def _sharpen(self):
-        self.picture.value = live(self._shown, self.alt, sharp_png)
+    def _sharpen(self, moves):
+        "Draw the picture anew, unless another has come since."
+        with DRAWING:
+            if moves == self._moves:
+                self.picture.value = live(self._shown, self.alt, sharp_png)
 
     def _drawn(self, values):
         "What `draw` returns, its words, and the HTML of a figure."
@@ -183,7 +191,8 @@ class Explorer(widgets.VBox):
             self._film.clear()
             for value in values_of(slider) if change["new"] else []:
                 frame = {**self.values, name: value}
-                drawn = self._drawn(frame)
+                with DRAWING:
+                    drawn = self._drawn(frame)
                 if drawn[2] is not None:
                     self._film[repr(frame)] = drawn
             if not change["new"]:

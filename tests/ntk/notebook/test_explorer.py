@@ -8,6 +8,7 @@ import base64
 import html.parser
 import io
 import pickle
+import threading
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -16,9 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ntk.notebook.drawing import png_of
+from ntk.notebook.drawing import live, png_of
 from ntk.notebook.explorer import REST, Explorer
-from ntk.notebook.pictures import plot_kernel
+from ntk.notebook.pictures import plot_kernel, sharp_png
 from ntk.notebook.stills import captions, strip
 from ntk.notebook.views import KernelView
 
@@ -130,6 +131,30 @@ def test_a_picture_at_rest_gets_twice_the_pixels(explorer, draw):
     assert Tag(explorer.picture.value).attributes["width"] == "120"
     explorer.controls["width"].value = 1
     assert np.array_equal(shown(explorer)[0], saved(draw.figure))
+
+
+def test_a_sharp_picture_that_comes_late_does_not_replace_a_newer_one(explorer, monkeypatch):
+    "JupyterLab may run a widget's messages in another thread than the one that draws at rest."
+    started, go_on = threading.Event(), threading.Event()
+
+    def slowly(figure):
+        started.set()
+        assert go_on.wait(60)
+        return sharp_png(figure)
+
+    monkeypatch.setattr("ntk.notebook.explorer.sharp_png", slowly)
+    at_rest = threading.Thread(target=explorer._sharpen, args=[explorer._moves])
+    move = threading.Thread(target=setattr, args=[explorer.controls["width"], "value", 16])
+    at_rest.start()
+    assert started.wait(60)
+    move.start()
+    go_on.set()
+    for thread in (at_rest, move):
+        thread.join(60)
+    assert "A net 16 wide" in explorer.picture.value
+    explorer._sharpen(explorer._moves - 1)  # a timer that was too late to be cancelled
+    assert "A net 16 wide" in explorer.picture.value
+    assert explorer.picture.value == live(explorer._shown, explorer.alt)
 
 
 def test_a_figure_of_heatmaps_is_sharp_already():
