@@ -39,11 +39,15 @@ PAGE = 3_000_000  # bytes of a page with all its pictures, at most
 ROW = re.compile(r'^\| <img src="(?P<picture>\S+)" .*?alt="(?P<alt>.*?)"> '
                  r"\| \[(?P<title>.*?)\]\(notebooks/(?P<name>\w+)\.ipynb\) "
                  r"\| (?P<minutes>\d+) \| (?P<able>.*) \|$", re.M)  # of the table in README
-BY_POINTER = ("<p>In JupyterLab you change this picture with the pointer. Here, where no Python runs, "
-              "are some of its states.</p>")
+BY_POINTER = ("<p>In JupyterLab you change this picture with the pointer. Here, where no Python "
+              "runs, are some of its states.</p>")
 RUN_TO_ANSWER = "▶ Run this cell to answer, or open"  # of questions
 TEMPLATES = Environment(loader=FileSystemLoader(SITE), autoescape=True, trim_blocks=True,
                         lstrip_blocks=True)
+
+
+def fill(template, **values):
+    return TEMPLATES.get_template(f"{template}.html.j2").render(values)
 
 
 # What a notebook displays of ours
@@ -131,8 +135,8 @@ class Page:
     "A notebook as a page in `out`, and its pictures in a folder there of the same name."
 
     def __init__(self, path, out):
-        self.notebook, self.name, self.out, self.folder = read(path), path.stem, out, out / path.stem
-        self.explorers, self.pictures = [], 0
+        self.notebook, self.explorers, self.pictures = read(path), [], 0
+        self.name, self.out, self.folder = path.stem, out, out / path.stem
         self.folder.mkdir()
 
     def write(self, names):
@@ -143,14 +147,14 @@ class Page:
         self.thin(PAGE - len(body.encode()) - sum(map(size_of, self.folder.iterdir())))
         for number, frames in enumerate(self.explorers):
             stem = f"{self.name}/{number}-"
-            filled = TEMPLATES.get_template("explorer.html.j2").render(
-                frames.written(self.out / stem), stem=stem, id=f"explorer-{number}")
+            filled = fill("explorer", **frames.written(self.out / stem), stem=stem,
+                          id=f"explorer-{number}")
             body = body.replace(placeholder(number), filled)
         at = names.index(self.name)
-        page = TEMPLATES.get_template("page.html.j2").render(
-            title=re.search("<h1.*?>(.*?)</h1>", body)[1], body=body,
-            contents=re.findall('<h2 id="(.*?)">(.*?)</h2>', body),
-            before=names[at - 1] if at else None, after=names[at + 1] if names[at + 1:] else None)
+        page = fill("page", title=re.search("<h1.*?>(.*?)</h1>", body)[1], body=body,
+                    contents=re.findall('<h2 id="(.*?)">(.*?)</h2>', body),
+                    before=names[at - 1] if at else None,
+                    after=names[at + 1] if names[at + 1:] else None)
         (self.out / f"{self.name}.html").write_text(with_links(page, names), encoding="utf-8")
         size = size_of(self.out / f"{self.name}.html") + sum(map(size_of, self.folder.iterdir()))
         frames = [len(frames.drawn) for frames in self.explorers]
@@ -172,8 +176,9 @@ class Page:
                 self.pictures += 1
                 self.save(output, f"{self.name}/picture-{self.pictures}.png")
             if kind_of(output) == "KernelView":
-                traits = TEMPLATES.get_template("view.html.j2").render(traits=traits_of(found.pop(0)))
-                yield html_output(traits)
+                output = html_output(fill("view", traits=traits_of(found.pop(0)),
+                                          png=output.metadata["image/png"],
+                                          source=output.metadata["filenames"]["image/png"]))
             yield output
             if kind_of(output) in ("Points", "Canvas"):
                 yield html_output(BY_POINTER)
@@ -228,8 +233,7 @@ def write_map(out, names):
         shutil.copy(ROOT / row["picture"], out / "thumbnails")
         row["able"] = markdown(row["able"]).strip().removeprefix("<p>").removesuffix("</p>")
     title, about = re.match(r"# (.*)\n+((?:.|\n)*?)\n\n\[!\[", readme).groups()
-    page = TEMPLATES.get_template("page.html.j2").render(title=title, body=markdown(about),
-                                                         rows=rows)
+    page = fill("page", title=title, body=markdown(about), rows=rows)
     (out / "index.html").write_text(with_links(page, names), encoding="utf-8")
 
 

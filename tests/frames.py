@@ -92,14 +92,14 @@ def played(explorer):
 
 
 def grid(places, needed, frames):
-    "Fewer places for each control, the needed ones among them, until their product is small."
-    counts = [len(all_places) for all_places in places]
-    while math.prod(counts) > frames:
-        free = [k for k, few in enumerate(needed) if counts[k] > len(few)]
-        if not free:
-            break
-        counts[max(free, key=lambda k: counts[k])] -= 1
-    return [thinned(*each) for each in zip(places, needed, counts)]
+    "For each control the needed places and more, as evenly, as the product of all has room."
+    counts = [*map(len, needed)]
+    while True:
+        rooms = [k for k, offered in enumerate(places) if counts[k] < len(offered)
+                 and math.prod(counts) // counts[k] * (counts[k] + 1) <= frames]
+        if not rooms:
+            return [thinned(*each) for each in zip(places, needed, counts)]
+        counts[min(rooms, key=lambda k: counts[k])] += 1
 
 
 def thinned(places, needed, count):

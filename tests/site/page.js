@@ -66,7 +66,7 @@
       if (value?.base64 === undefined) continue;
       traits[name] = new DataView(Uint8Array.from(atob(value.base64), c => c.charCodeAt(0)).buffer);
     }
-    view.nextElementSibling.remove();  // the stored picture
+    view.querySelector("img").remove();  // what stands there without JavaScript
     window.renderView({el: view, model: {
       get: name => traits[name], set: (name, value) => { traits[name] = value; },
       save_changes() {}, on() {}, off() {}}});
