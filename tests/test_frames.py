@@ -12,7 +12,7 @@ from ntk_helpers import Explorer
 
 def test_thinned_places_are_even_and_have_those_needed():
     assert thinned(range(101), {0, 100}, 5) == [0, 25, 50, 75, 100]
-    assert thinned(range(11), {0, 1, 10}, 4) == [0, 1, 5, 10]
+    assert thinned(range(11), {0, 1, 10}, 4) == [0, 1, 6, 10]
     assert thinned(range(3), {0, 2}, 3) == [0, 1, 2]
 
 
