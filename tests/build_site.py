@@ -83,8 +83,9 @@ def displayed(cells):
 
 def traits_of(view):
     "What a view sends to its JavaScript: values, and bytes as text."
-    ours = type(view).class_own_traits(sync=True)
-    values = {name: getattr(view, name) for name in ours if name not in ("_esm", "_css")}
+    from ntk_helpers import KernelView
+
+    values = {name: getattr(view, name) for name in KernelView.class_own_traits(sync=True)}
     return {name: {"base64": base64.b64encode(value).decode()} if isinstance(value, bytes)
             else value for name, value in values.items()}
 

@@ -128,9 +128,9 @@ def png_of(drawn):
     return compact(Image.open(png))
 
 
-def compact(image, colours=96):
-    "A PNG of few colours."
+def compact(image):
+    "A PNG of few colours, chosen by how far apart they are: a colour bar has few pixels of each."
     png = io.BytesIO()
-    few = image.convert("RGB").quantize(colours, dither=Image.Dither.NONE)
+    few = image.convert("RGB").quantize(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     few.save(png, "png", optimize=True)
     return png.getvalue()

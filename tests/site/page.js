@@ -72,9 +72,14 @@
       save_changes() {}, on() {}, off() {}}});
   }
 
-  // What is wider than the page can be scrolled by keys.
+  // What is wider than the page gets a bar of its own, and can be scrolled by keys.
   function reach() {
-    for (const wide of document.querySelectorAll("pre, table, math[display=block]")) {
+    for (const formula of document.querySelectorAll("math[display=inline]")) {
+      formula.classList.remove("wide");
+      const text = formula.closest("p, li, td, .text");
+      if (formula.getBoundingClientRect().width > text.clientWidth) formula.classList.add("wide");
+    }
+    for (const wide of document.querySelectorAll("pre, table, math[display=block], math.wide")) {
       if (wide.scrollWidth > wide.clientWidth) wide.tabIndex = 0;
       else wide.removeAttribute("tabindex");
     }
