@@ -177,7 +177,7 @@ def test_a_film_runs_to_its_end(page):
 def test_a_kernel_answers_to_the_pointer_and_to_keys(page):
     for view in page.locator(".view").all():
         board, says = view.locator(".ntk-map"), view.locator(".ntk-says")
-        board.locator("canvas").first.hover(position={"x": 5, "y": 5})
+        board.locator("canvas").first.hover(position={"x": 1, "y": 1})
         expect(says).to_have_text(re.compile("^Row example 0.*kernel"))
         board.press("ArrowDown")
         expect(says).to_have_text(re.compile("^Row example [^0]"))
@@ -209,8 +209,8 @@ def test_folded_cells_are_folded(page):
     assert page.get_by_text("Decide first, then look.", exact=True).count() == len(hidden)
 
 
-@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("size", "scheme"), [(DESK, "light"), (PHONE, "dark")],
+                         ids=["desk in the light", "phone in the dark"])
 def test_axe_finds_nothing_and_nothing_is_cut_off(page, size, scheme):
     page.set_viewport_size(size)
     page.emulate_media(color_scheme=scheme)
