@@ -36,11 +36,12 @@ from traitlets.config import Config
 
 SITE, FURNITURE = Path(__file__).with_name("site"), ROOT / "ntk" / "notebook"
 PAGE = 3_000_000  # bytes of a page with all its pictures, at most
-ROW = re.compile(r'^\| <img src="(?P<picture>\S+)" .*?alt="(?P<alt>.*?)"> '
+ROW = re.compile(r'^\| <img src="(?P<picture>\S+)" [^|]*> '
                  r"\| \[(?P<title>.*?)\]\(notebooks/(?P<name>\w+)\.ipynb\) "
                  r"\| (?P<minutes>\d+) \| (?P<able>.*) \|$", re.M)  # of the table in README
 BY_POINTER = ("<p>In JupyterLab you change this picture with the pointer. Here, where no Python "
               "runs, are some of its states.</p>")
+OURS = "Explorer(", "KernelView("  # how the texts of outputs begin that move in a page
 RUN_TO_ANSWER = "▶ Run this cell to answer, or open"  # of questions
 TEMPLATES = Environment(loader=FileSystemLoader(SITE), autoescape=True, trim_blocks=True,
                         lstrip_blocks=True)
@@ -59,7 +60,7 @@ def kind_of(output):
 
 
 def moves(output):
-    return kind_of(output) in ("Explorer", "KernelView")
+    return output.get("data", {}).get("text/plain", "").startswith(OURS)
 
 
 def displayed(cells):
@@ -78,7 +79,7 @@ def displayed(cells):
         if k <= last:
             with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
                 shell.run_cell(cell.source).raise_error()
-        yield cell, [*seen]
+        yield cell, [widget for widget in seen if repr(widget).startswith(OURS)]
 
 
 def traits_of(view):
@@ -158,8 +159,7 @@ class Page:
                     after=names[at + 1] if names[at + 1:] else None)
         (self.out / f"{self.name}.html").write_text(with_links(page, names), encoding="utf-8")
         size = size_of(self.out / f"{self.name}.html") + sum(map(size_of, self.folder.iterdir()))
-        frames = [len(frames.drawn) for frames in self.explorers]
-        return f"{self.name}: {size / 1e6:.2f} MB, frames drawn: {frames}, {process_time():.0f} s"
+        return f"{self.name}: {size / 1e6:.2f} MB, {process_time():.0f} s"
 
     def outputs(self, stored, found):
         "Pictures in files; explorers and views in place of theirs, and of an explorer's words."
@@ -252,7 +252,9 @@ def main(out, *starts):
     if not paths:
         sys.exit(f"no notebook starts with {' or '.join(starts)}")
     out, names = Path(out).resolve(), [path.stem for path in paths]
-    out.mkdir(parents=True)
+    if out.exists() and any(out.iterdir()):
+        sys.exit(f"{out} is not empty")
+    out.mkdir(parents=True, exist_ok=True)
     write_shared(out)
     write_map(out, names)
     with ProcessPoolExecutor(mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:

@@ -40,7 +40,9 @@ class Frames:
 
     @property
     def size(self):
-        return sum(len(self.drawn[places][0]) for places in product(*self.kept))
+        "Bytes of the pictures and of their words."
+        return sum(len(png) + len(alt.encode())
+                   for png, alt in (self.drawn[places] for places in product(*self.kept)))
 
     def thin(self):
         "Keep some of them; False where all are needed."
