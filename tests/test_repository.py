@@ -255,3 +255,20 @@ def test_how_to_cite_is_readable():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert {"cff-version", "message", "title", "authors", "license", "version"} <= {*citation}
     assert f'version = "{citation["version"]}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_site_is_published_from_the_default_branch_with_few_permissions():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/pages.yml").read_text())
+    assert workflow[True] == "push"  # YAML takes the key `on` for a truth value
+    build, publish = workflow["jobs"].values()
+    assert build["if"] == "github.ref_name == github.event.repository.default_branch"
+    assert publish["needs"] == "build"
+    assert (workflow["permissions"], build.get("permissions")) == ({"contents": "read"}, None)
+    assert publish["permissions"] == {"pages": "write", "id-token": "write"}
+    actions = [step["uses"].split("@")[0] for job in (build, publish) for step in job["steps"]
+               if "uses" in step]
+    assert actions == ["actions/checkout", "actions/setup-python", "actions/upload-pages-artifact",
+                       "actions/deploy-pages"]
+    assert [step["run"] for step in build["steps"] if "run" in step] == [
+        "pip install -r requirements.txt -r tests/requirements.txt",
+        "python tests/build_site.py _site"]

@@ -28,7 +28,7 @@ from ntk.notebook.stills import captions, picture_of, stored, strip
 from ntk.notebook.views import KernelView
 
 REST = 0.5  # seconds without a move, after which the picture is drawn with twice the pixels
-DRAWING = threading.RLock()  # JupyterLab may give widgets threads, and Matplotlib wants one at a time
+DRAWING = threading.RLock()  # widgets may have threads, and Matplotlib wants one at a time
 STYLE = """<style>
 /* one may type beside a slider over a list, but ipywidgets takes no notice */
 .ntk-list .widget-readout {pointer-events: none; -webkit-user-modify: read-only}
