@@ -231,7 +231,8 @@ def pointer(lab, new_page):
 
 def in_plane(page, x, y):
     "Where the data (x, y) are on the page, by the place that Matplotlib gives to axes."
-    box = page.locator(".ntk-stage-points img").bounding_box()
+    box = page.evaluate("document.querySelector('.ntk-stage-points img').getBoundingClientRect()"
+                        ".toJSON()")  # at once: another picture may just take its place
     return (box["x"] + box["width"] * (0.125 + 0.775 * (x + 2) / 4),
             box["y"] + box["height"] * (1 - 0.11 - 0.77 * (y + 1) / 2))
 
