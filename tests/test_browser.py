@@ -108,29 +108,32 @@ def screenshot(page, folder):
         raise
 
 
-@pytest.fixture
-def two_explorers(lab, new_page):
-    "A page with two explorers, each a slider from 0 to 400."
+@contextmanager
+def page_of(lab, new_page, name):
+    "A page with a small notebook after Run All."
     page = new_page(viewport=DESK)
-    page.goto(f"{lab.url}/lab/tree/notebooks/two.ipynb?reset&token={TOKEN}")
-    page.path = lab.root / "notebooks/two.ipynb"
+    page.goto(f"{lab.url}/lab/tree/notebooks/{name}?reset&token={TOKEN}")
+    page.path = lab.root / "notebooks" / name
     run_all(page, page.path)
-    expect(page.locator(".ntk-explorer img")).to_have_count(2)
     yield page
     page.close()
     lab.shut_down_kernels()
+
+
+@pytest.fixture
+def two_explorers(lab, new_page):
+    "A page with two explorers, each a slider from 0 to 400."
+    with page_of(lab, new_page, "two.ipynb") as page:
+        expect(page.locator(".ntk-explorer img")).to_have_count(2)
+        yield page
 
 
 @pytest.fixture
 def view(lab, new_page):
     "A page with a kernel that answers, of twelve images and a sheet of these."
-    page = new_page(viewport=DESK)
-    page.goto(f"{lab.url}/lab/tree/notebooks/view.ipynb?reset&token={TOKEN}")
-    run_all(page, lab.root / "notebooks/view.ipynb")
-    expect(page.locator(".ntk-view .ntk-says")).to_have_text(re.compile("^Row example 0"))
-    yield page
-    page.close()
-    lab.shut_down_kernels()
+    with page_of(lab, new_page, "view.ipynb") as page:
+        expect(page.locator(".ntk-view .ntk-says")).to_have_text(re.compile("^Row example 0"))
+        yield page
 
 
 def kernel_of_images():
@@ -219,14 +222,9 @@ def test_the_sheet_is_drawn_anew_without_python(view, tmp_path, tell):
 @pytest.fixture
 def pointer(lab, new_page):
     "A page with three points in a plane, to be dragged, and an image of 4 × 4 cells, to be drawn."
-    page = new_page(viewport=DESK)
-    page.goto(f"{lab.url}/lab/tree/notebooks/pointer.ipynb?reset&token={TOKEN}")
-    page.path = lab.root / "notebooks/pointer.ipynb"
-    run_all(page, page.path)
-    expect(page.locator(".ntk-explorer img")).to_have_count(2)
-    yield page
-    page.close()
-    lab.shut_down_kernels()
+    with page_of(lab, new_page, "pointer.ipynb") as page:
+        expect(page.locator(".ntk-explorer img")).to_have_count(2)
+        yield page
 
 
 def in_plane(page, x, y):
