@@ -8,7 +8,6 @@ pages, from the templates in tests/site.
 
 import base64
 import html
-import io
 import os
 import re
 import shutil
@@ -30,7 +29,6 @@ from matplotlib import pyplot as plt
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat.v4 import new_output
-from PIL import Image
 from refresh_notebooks import repository
 from traitlets.config import Config
 
@@ -175,7 +173,7 @@ class Page:
                 continue
             if "image/png" in data:
                 self.pictures += 1
-                self.save(output, f"{self.name}/picture-{self.pictures}.png")
+                self.save(output, f"{self.name}/picture-{self.pictures}.webp")
             if kind_of(output) == "KernelView":
                 output = html_output(fill("view", traits=traits_of(found.pop(0)),
                                           png=output.metadata["image/png"],
@@ -185,8 +183,7 @@ class Page:
                 yield html_output(BY_POINTER)
 
     def save(self, output, source):
-        image = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"])))
-        (self.out / source).write_bytes(compact(image))
+        (self.out / source).write_bytes(compact(base64.b64decode(output.data["image/png"])))
         output.metadata["filenames"] = {"image/png": source}
 
     def thin(self, room):

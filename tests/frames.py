@@ -14,7 +14,7 @@ FRAMES = 48  # of an explorer, at most
 
 
 class Frames:
-    "An explorer's pictures: a PNG and its words for each tuple of places in its controls' choices."
+    "An explorer's pictures: a WebP and its words for each tuple of places of its controls."
 
     def __init__(self, explorer):
         self.widgets = explorer.controls
@@ -41,8 +41,8 @@ class Frames:
     @property
     def size(self):
         "Bytes of the pictures and of their words."
-        return sum(len(png) + len(alt.encode())
-                   for png, alt in (self.drawn[places] for places in product(*self.kept)))
+        return sum(len(webp) + len(alt.encode())
+                   for webp, alt in (self.drawn[places] for places in product(*self.kept)))
 
     def thin(self):
         "Keep some of them; False where all are needed."
@@ -55,18 +55,19 @@ class Frames:
         "Each picture as a file, `stem` and its place; what the template explorer.html.j2 takes."
         words = {}
         for place in product(*(range(len(kept)) for kept in self.kept)):
-            png, alt = self.drawn[tuple(kept[k] for kept, k in zip(self.kept, place))]
+            webp, alt = self.drawn[tuple(kept[k] for kept, k in zip(self.kept, place))]
             key = "-".join(map(str, place))
-            stem.with_name(f"{stem.name}{key}.png").write_bytes(png)
+            stem.with_name(f"{stem.name}{key}.webp").write_bytes(webp)
             words[key] = alt
         start = [kept.index(place) for kept, place in zip(self.kept, self.start)]
         controls = [{"name": widget.description, "kind": kind_of(widget), "start": at,
                      "labels": [offered[place][0] for place in kept], "play": name == self.play}
                     for (name, widget), offered, kept, at
                     in zip(self.widgets.items(), self.choices.values(), self.kept, start)]
-        first = self.drawn[self.start][0]
+        width, height = Image.open(io.BytesIO(self.drawn[self.start][0])).size
         return {"controls": controls, "words": words, "first": "-".join(map(str, start)),
-                "size": Image.open(io.BytesIO(first)).size, "is_thinned": self.is_thinned}
+                "size": (math.ceil(width / 2), math.ceil(height / 2)),  # sharp: two for one
+                "is_thinned": self.is_thinned}
 
 
 def choices(control):
@@ -117,22 +118,25 @@ def thinned(places, needed, count):
 
 def draw(explorer, values):
     drawn, alt, _ = explorer._drawn(values)
-    return png_of(drawn), alt
+    return compact(sharp_png(drawn)), alt
 
 
-def png_of(drawn):
-    "A figure or a view, one pixel for one of the page."
+def sharp_png(drawn):
+    "Of a figure or a view, two pixels for one of the page."
     if hasattr(drawn, "png"):
-        image = Image.open(io.BytesIO(drawn.png))
-        return compact(image.resize([side // 2 for side in image.size], Image.Resampling.BOX))
+        return drawn.png
     png = io.BytesIO()
-    drawn.savefig(png, format="png", dpi=drawn.dpi)
-    return compact(Image.open(png))
-
-
-def compact(image):
-    "A PNG of few colours, chosen by how far apart they are: a colour bar has few pixels of each."
-    png = io.BytesIO()
-    few = image.convert("RGB").quantize(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    few.save(png, "png", optimize=True)
+    drawn.savefig(png, format="png", dpi=2 * drawn.dpi)
     return png.getvalue()
+
+
+def compact(png):
+    """A WebP of few colours, pixel for pixel. It is half as large as a PNG.
+
+    They are chosen by how far apart they are: a colour bar has few pixels of each.
+    """
+    few = Image.open(io.BytesIO(png)).convert("RGB").quantize(
+        method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    webp = io.BytesIO()
+    few.convert("RGB").save(webp, "webp", lossless=True, quality=80, method=2)
+    return webp.getvalue()

@@ -2,7 +2,8 @@
 
 `python tests/refresh_notebooks.py [NAME…]`, where NAME is the start of a file name (`03`, say);
 without one, all notebooks are run. A second run changes nothing but pictures that really changed.
-Badges and clone addresses, here and in README.md, are written from README's `[repository]:` line.
+Badges and addresses, here, in README.md and in CITATION.cff, are written from README's
+`[repository]:` line.
 """
 
 import base64
@@ -43,6 +44,22 @@ def with_addresses(text, repo, name):
     line = r"^(BADGES|\[!\[Open in Binder\].*)$"
     text = re.sub(line, lambda _: badges(repo, name), text, flags=re.M)
     return re.sub(r"(?<=--depth 1 )https://github\.com/\S+", f"https://github.com/{repo}", text)
+
+
+def moved(text, old, new):
+    "`text` with addresses below GitHub repository `old`, and of its pages, as they are at `new`."
+    for address in "https://github.com/{}/{}", "https://{}.github.io/{}":
+        text = text.replace(address.format(*old.split("/")), address.format(*new.split("/")))
+    return text
+
+
+def write_addresses(root, repo):
+    "In README and CITATION.cff; where the repository was, README's badges still say."
+    readme = root / "README.md"
+    was = re.search(r"mybinder\.org/v2/gh/(.+?)/HEAD", readme.read_text(encoding="utf-8"))[1]
+    for file in readme, root / "CITATION.cff":
+        text = moved(file.read_text(encoding="utf-8"), was, repo)
+        file.write_text(with_addresses(text, repo, PATHS[0].name), encoding="utf-8")
 
 
 def client(notebook):
@@ -125,9 +142,7 @@ def main(names):
                  f"there are {', '.join(path.name for path in PATHS)}")
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else the kernel warns of frozen modules
     repo = repository()
-    readme = ROOT / "README.md"
-    text = with_addresses(readme.read_text(encoding="utf-8"), repo, PATHS[0].name)
-    readme.write_text(text, encoding="utf-8")
+    write_addresses(ROOT, repo)
     for path in chosen:
         print(path.name, flush=True)
         refresh(path, repo)

@@ -50,15 +50,16 @@ def test_frames_have_the_start_both_ends_and_the_stills(frames):
     assert {0, 2, 6, 8} <= {*width} and {0, 3, 5, 10} <= {*shift}
     assert (bold, kind) == ([0, 1], [0, 1])
     assert frames.is_thinned and frames.start == (2, 5, 0, 0)
-    png, alt = frames.drawn[0, 3, 1, 1]
-    assert alt == "down, width 1, bold True, at 0.3: down" and png.startswith(b"\x89PNG")
+    webp, alt = frames.drawn[0, 3, 1, 1]
+    assert alt == "down, width 1, bold True, at 0.3: down" and webp.startswith(b"RIFF")
 
 
 def test_frames_are_written_beside_what_the_page_says_of_them(frames, tmp_path):
     said = frames.written(tmp_path / "0-")
-    assert {path.name for path in tmp_path.iterdir()} == {f"0-{key}.png" for key in said["words"]}
+    assert {path.name for path in tmp_path.iterdir()} == {f"0-{key}.webp" for key in said["words"]}
     assert said["words"][said["first"]] == "up, width 4, bold False, at 0.5: up"
-    assert Image.open(tmp_path / f"0-{said['first']}.png").size == said["size"] == (300, 200)
+    assert Image.open(tmp_path / f"0-{said['first']}.webp").size == (600, 400)
+    assert said["size"] == (300, 200)  # so that a sharp screen shows them sharp
     kinds = [(control["kind"], control["play"]) for control in said["controls"]]
     assert kinds == [("range", True), ("range", False), ("checkbox", False), ("radio", False)]
     for control in said["controls"][:2]:

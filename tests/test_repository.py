@@ -12,6 +12,7 @@ import pytest
 import yaml
 from course import PATHS, ROOT, code, read
 from processes import HANG, python, run
+from refresh_notebooks import repository, write_addresses
 from renew_lock import LOCK, REQUIREMENTS, canonical, locked, pins
 
 PYTHON_FIRST = f"{Path(sys.executable).parent}:/usr/bin:/bin"  # a PATH: `python` is this one
@@ -75,7 +76,7 @@ def test_pins_and_lock_go_together_for_other_versions_of_python(version, tmp_pat
 
 def test_all_notebooks_fetch_it_alike():
     "So that to try one is to try them all."
-    lines = {tuple(re.findall(r"^if not Path.*\n.*\n.*$", code(read(path))[0].source, re.M))
+    lines = {tuple(re.findall(r"^if not Path.*\n.*\n.*\n.*$", code(read(path))[0].source, re.M))
              for path in PATHS}
     assert len(lines) == 1 and len(*lines) == 1, lines
 
@@ -88,6 +89,7 @@ def test_a_notebook_opened_alone_fetches_the_course(path, tmp_path):
     course.mkdir()
     alone.mkdir()
     copy_course(course)
+    shutil.copy(LOCK, course)
     git = ["git", "-C", str(course), "-c", "user.name=test", "-c", "user.email=test@localhost"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "course"]):
         assert run(*git, *command).returncode == 0
@@ -102,6 +104,7 @@ def test_a_notebook_opened_alone_fetches_the_course(path, tmp_path):
     done = run(sys.executable, "-m", "IPython", "first_cell.ipy", cwd=alone, env=environment)
     assert (alone / "ntk-course/ntk_helpers.py").exists(), done.stdout + done.stderr
     assert "ntk-course/ntk/notebook/exercises.py" in done.stdout, done.stdout + done.stderr
+    assert "ERROR" not in done.stdout + done.stderr  # of pip, whose widgets are those of the lock
 
 
 # Binder
@@ -166,6 +169,26 @@ def test_binder_post_build_warms_the_font_cache_and_compiles(binder):
 def test_binder_post_build_ends_with_an_error_if_a_step_fails(name, binder):
     (binder / name).write_text("no python")
     assert run("binder/postBuild", cwd=binder, env={"PATH": PYTHON_FIRST}).returncode
+
+
+# Addresses
+
+
+def test_one_line_of_readme_moves_all_addresses(tmp_path):
+    texts = {}
+    for name in "README.md", "CITATION.cff":
+        texts[name] = (ROOT / name).read_text(encoding="utf-8")
+        moved = texts[name].replace(f"[repository]: https://github.com/{repository()}",
+                                    "[repository]: https://github.com/somebody/else")
+        (tmp_path / name).write_text(moved, encoding="utf-8")
+    owner, name = repository().split("/")
+    write_addresses(tmp_path, "somebody/else")
+    for file, text in texts.items():
+        now = (tmp_path / file).read_text(encoding="utf-8")
+        assert owner in text and owner not in now and f"/{name}" not in now
+        assert now.count("somebody") == text.count(owner)
+    write_addresses(tmp_path, f"{owner}/{name}")
+    assert {file: (tmp_path / file).read_text(encoding="utf-8") for file in texts} == texts
 
 
 # Tests, and CI

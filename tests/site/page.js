@@ -18,7 +18,7 @@
   function explore(explorer) {
     const words = data(explorer), controls = [...explorer.querySelectorAll(".control")];
     const picture = explorer.querySelector("img"), heard = explorer.querySelector(".heard");
-    const source = key => `${explorer.dataset.stem}${key}.png`;
+    const source = key => `${explorer.dataset.stem}${key}.webp`;
     const key = () => controls.map(place).join("-");
     const update = () => {
       const now = key();
