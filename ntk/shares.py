@@ -18,7 +18,7 @@ import torch
 
 from ntk.gradients import Claim
 
-COLUMNS = 65536  # of a product of gradients at a time
+COLUMNS = 16384  # of a product of gradients at a time
 ENTRIES = 4e6  # of gradients by tokens at a time
 
 

@@ -29,7 +29,7 @@ def test_what_is_needed_stays_if_it_has_no_room():
     assert grid([range(9)], [{0, 3, 8}], 2) == [[0, 3, 8]]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def frames():
     figure, ax = plt.subplots(figsize=(3, 2))
     [line] = ax.plot([0, 1], [0, 1])
@@ -45,6 +45,7 @@ def frames():
     return Frames(explorer)
 
 
+@pytest.mark.slow
 def test_frames_have_the_start_both_ends_and_the_stills(frames):
     width, shift, bold, kind = frames.kept
     assert {0, 2, 6, 8} <= {*width} and {0, 3, 5, 10} <= {*shift}
@@ -54,6 +55,7 @@ def test_frames_have_the_start_both_ends_and_the_stills(frames):
     assert alt == "down, width 1, bold True, at 0.3: down" and webp.startswith(b"RIFF")
 
 
+@pytest.mark.slow
 def test_frames_are_written_beside_what_the_page_says_of_them(frames, tmp_path):
     said = frames.written(tmp_path / "0-")
     assert {path.name for path in tmp_path.iterdir()} == {f"0-{key}.webp" for key in said["words"]}
@@ -66,6 +68,7 @@ def test_frames_are_written_beside_what_the_page_says_of_them(frames, tmp_path):
         assert control["labels"][control["start"]] in ("4", "0.50")
 
 
+@pytest.mark.slow
 def test_fewer_frames_keep_what_is_needed(frames):
     before = frames.size
     while frames.thin():
