@@ -131,7 +131,7 @@ def sharp_png(drawn):
 
 
 def compact(png):
-    """A WebP of few colours, pixel for pixel. It is half as large as a PNG.
+    """A WebP of few colours, pixel for pixel, and smaller than a PNG of these would be.
 
     They are chosen by how far apart they are: a colour bar has few pixels of each.
     """
